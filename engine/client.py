@@ -1,0 +1,43 @@
+"""How a server reaches an engine. Torch-free.
+
+`EngineClient` is the seam: server code knows only this. `engine/ipc.py` has the ZeroMQ implementation and
+`engine/fake.py` one without a model, for tests and for measuring the front end alone.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from engine.messages import EngineInfo, EngineRequest, EngineStats, Event
+
+
+class EngineClient(Protocol):
+    """A connection to one engine, used from one event loop."""
+
+    async def start(self) -> EngineInfo:
+        """Connect and wait until the engine has loaded its model. Raises EngineDead if it never does."""
+        ...
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[Event]:
+        """Submit a request and yield its events: any number of TokenEvent, then exactly one Finished.
+
+        The request is submitted at the first iteration. Closing the iterator early aborts the request; that takes no
+        await, so it also works while the calling task is being cancelled. Engine death is a Finished with a Fault of
+        code "engine_dead", not an exception.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Ask the engine to stop a request; its iterator still ends in Finished (reason "abort"). Unknown id: no-op."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """The newest snapshot received."""
+        ...
+
+    def health(self) -> str | None:
+        """None when the engine answers, else one sentence saying what is wrong."""
+        ...
+
+    async def aclose(self) -> None:
+        """Disconnect; running requests are aborted."""
+        ...

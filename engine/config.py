@@ -1,0 +1,20 @@
+"""The engine's options. Torch-free and frozen; built once from file, environment and flags by server/cli.py."""
+
+from typing import Literal
+
+import msgspec
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Options as given; "auto" and None are resolved when the model is loaded (engine/model_runner.py)."""
+
+    model: str  # a local path: a folder in the hub's layout or a .gguf file
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_model_len: int | None = None  # None = the checkpoint's own context
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None  # token budget of a step; None = 512 on CPU, 8192 on CUDA
+    kv_cache_memory_bytes: int | None = None  # None = sized from the memory that is free
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    num_threads: int | None = None  # torch intra-op threads; None = torch's default

