@@ -29,7 +29,9 @@ class Checkpoint:
 
     path: Path
     format: Literal["safetensors", "gguf"]
-    config: dict[str, Any]  # with the keys of a hub config.json, also for GGUF (model_type, hidden_size, ...)
+    config: dict[
+        str, Any
+    ]  # with the keys of a hub config.json, also for GGUF (model_type, hidden_size, ...)
     generation_config: dict[str, Any]  # generation_config.json, or {} where there is none
     eos_token_ids: tuple[int, ...]
     chat_template: str | None

@@ -13,7 +13,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_model_len: int | None = None  # None = the checkpoint's own context
     max_num_seqs: int = 64
-    max_num_batched_tokens: int | None = None  # token budget of a step; None = 512 on CPU, 8192 on CUDA
+    max_num_batched_tokens: int | None = (
+        None  # token budget of a step; None = 512 on CPU, 8192 on CUDA
+    )
     kv_cache_memory_bytes: int | None = None  # None = sized from the memory that is free
     block_size: int = 16
     enable_prefix_caching: bool = True

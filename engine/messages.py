@@ -34,7 +34,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0  # no stop token before this many output tokens
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()  # in addition to the model's own eos ids
-    logprobs: int | None = None  # None = off; k in 0..20 = k most likely tokens beside the sampled one
+    logprobs: int | None = (
+        None  # None = off; k in 0..20 = k most likely tokens beside the sampled one
+    )
     prompt_logprobs: int | None = None  # the same for every prompt position
 
 

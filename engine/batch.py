@@ -1,0 +1,54 @@
+"""The tensors of one step: what the decoder needs to know about the sequences it computes, and nothing else."""
+
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+
+import torch
+
+from engine.sequence import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Chunks of several sequences laid end to end, without padding. num_tokens = sum of the chunks' lengths."""
+
+    token_ids: torch.Tensor  # (num_tokens,) int64
+    positions: torch.Tensor  # (num_tokens,) int64, position in the sequence
+    slot_mapping: (
+        torch.Tensor
+    )  # (num_tokens,) int64, block id * block_size + offset: where K and V go
+    query_starts: list[int]  # num_seqs + 1 offsets into the token axis
+    context_lens: list[int]  # num_seqs: tokens in the KV cache after this step, the chunk included
+    block_tables: torch.Tensor  # (num_seqs, max_blocks) int64, padded with 0
+    block_size: int
+
+    @classmethod
+    def build(cls, chunks: ListLike[Chunk], block_size: int, device: torch.device) -> "Batch":
+        """Lay `chunks` end to end. Every chunk's block table must already cover its tokens."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        query_starts = [0]
+        for chunk in chunks:
+            table = chunk.sequence.block_table
+            token_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+            positions += range(chunk.start, chunk.end)
+            slots += [
+                table[i // block_size] * block_size + i % block_size
+                for i in range(chunk.start, chunk.end)
+            ]
+            query_starts.append(len(token_ids))
+        width = max(len(chunk.sequence.block_table) for chunk in chunks)
+        tables = [
+            c.sequence.block_table + [0] * (width - len(c.sequence.block_table)) for c in chunks
+        ]
+        ints = torch.tensor([token_ids, positions, slots], dtype=torch.int64).to(device)
+        return cls(
+            token_ids=ints[0],
+            positions=ints[1],
+            slot_mapping=ints[2],
+            query_starts=query_starts,
+            context_lens=[chunk.end for chunk in chunks],
+            block_tables=torch.tensor(tables, dtype=torch.int64).to(device),
+            block_size=block_size,
+        )

@@ -1,0 +1,69 @@
+"""One token stream being generated: its tokens, how many of them the KV cache holds, and its blocks. No torch.
+
+Owned by the scheduler; the model runner and the sampler read it. There is no prefill or decode state: a sequence simply
+has tokens that are not computed yet, one of them when it is decoding.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.messages import EngineRequest, SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from engine.penalties import PenaltyState
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`token_ids` is prompt + output; the KV cache holds the first `num_computed_tokens` of them."""
+
+    request: EngineRequest
+    arrival: int  # order of arrival, breaks ties between equal priorities
+    token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int | None = None  # prefix-cache hits at the first scheduling
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # chained hash of each full block
+    prompt_logprobs: list[TokenLogprobs | None] = field(
+        default_factory=list
+    )  # of computed positions
+    penalties: "PenaltyState | None" = None  # kept here by the sampler between steps
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.request.sampling
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The part of a sequence computed in one step: `num_tokens` tokens from `start`, all in one forward pass."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """Whether this chunk reaches the sequence's last token, so that a next token is sampled."""
+        return self.end == self.sequence.num_tokens

@@ -1,0 +1,28 @@
+"""The server's options. Frozen; built once from file, environment and flags by server/cli.py."""
+
+from typing import Literal
+
+import msgspec
+
+from engine.config import EngineConfig
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The HTTP half; the engine's half is engine.config.EngineConfig."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1  # HTTP processes on one engine
+    served_model_names: tuple[str, ...] = ()  # the first is used in replies; empty = from the model
+    api_keys: tuple[str, ...] = ()  # empty = no authentication
+    unknown_fields: Literal["refuse", "warn"] = "refuse"  # warn: a header names the ignored fields
+    log_format: Literal["json", "console"] = "json"
+
+
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `qwen-serve serve` needs, as handed to the child processes."""
+
+    server: ServerConfig
+    engine: EngineConfig
+    data_dir: str
+    engine_address: str  # ZeroMQ endpoint, ipc://...

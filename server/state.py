@@ -1,0 +1,32 @@
+"""What every route needs, built once when a server process starts (server/app.py) and never changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.client import EngineClient
+from protocol.prompt import ChatTemplate
+from protocol.tokenizer import Tokenizer
+from server.config import ServerConfig
+from server.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model as the HTTP side sees it."""
+
+    names: tuple[str, ...]  # the first is the canonical one
+    created: int  # unix seconds
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None  # None: a base model; chat is refused
+    eos_token_ids: tuple[int, ...]
+    sampling_defaults: Mapping[str, Any]  # of generation_config: temperature, top_p, top_k, ...
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class AppState:
+    config: ServerConfig
+    engine: EngineClient
+    model: ServedModel
+    metrics: Metrics
