@@ -1,0 +1,207 @@
+"""/v1/chat/completions: the request, the reply and the chunks of a stream.
+
+Requests are pydantic models (checked once), replies are msgspec structs (encoded for every token).
+Source: OpenAI's openapi.json, CreateChatCompletionRequest and its responses.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from protocol.chat_messages import Message
+from protocol.sampling import MAX_LOGPROBS, Refused, SamplingFields
+from protocol.usage import Usage
+from protocol.validation import InvalidField
+
+FinishReason = Literal["stop", "length"]
+
+
+def _only(*allowed: object) -> BeforeValidator:
+    """Accept null and `allowed`; anything else is a value we do not support."""
+
+    def check(value: object, info: ValidationInfo) -> object:
+        # bool is an int in Python: 1 must not pass for true
+        if value is None or any(value == one and type(value) is type(one) for one in allowed):
+            return value
+        name = info.field_name
+        raise InvalidField(
+            "unsupported_value",
+            f"Unsupported value: '{name}' does not support {msgspec.json.encode(value).decode()} "
+            "with this model.",
+        )
+
+    return BeforeValidator(check)
+
+
+def _only_without_tools(*allowed: object) -> BeforeValidator:
+    """Accept null and `allowed`; anything else would need tools, which are refused."""
+
+    def check(value: object, info: ValidationInfo) -> object:
+        if value is None or value in allowed:
+            return value
+        raise InvalidField(
+            "invalid_value", f"'{info.field_name}' is only allowed when 'tools' are specified."
+        )
+
+    return BeforeValidator(check)
+
+
+def _refuse_tools(value: object, info: ValidationInfo) -> object:
+    if value is None or value == []:
+        return value
+    raise InvalidField(
+        "unsupported_parameter", f"Unsupported parameter: '{info.field_name}' is not supported yet."
+    )
+
+
+NoTools = Annotated[object, BeforeValidator(_refuse_tools)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
+class ChatRequest(SamplingFields):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None  # OpenAI's old name of the next
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    metadata: Metadata | None = None  # for stored completions only; checked, then dropped
+    store: Annotated[bool | None, _only(False)] = None
+    service_tier: Annotated[str | None, _only("auto", "default")] = None
+    response_format: Annotated[object, _only({"type": "text"})] = None
+    modalities: Annotated[object, _only(["text"])] = None
+    prompt_cache_retention: Annotated[str | None, _only("in_memory")] = None
+    prompt_cache_key: str | None = None  # a routing hint; the prefix cache needs none
+    safety_identifier: str | None = None  # names an end user, like `user`
+    tools: NoTools = None
+    functions: NoTools = None
+    tool_choice: Annotated[object, _only_without_tools("none")] = None
+    function_call: Annotated[object, _only_without_tools("none")] = None
+    parallel_tool_calls: Annotated[object, _only_without_tools()] = None
+    audio: Refused = None
+    moderation: Refused = None
+    prediction: Refused = None
+    prompt_cache_options: Refused = None
+    reasoning_effort: Refused = None
+    verbosity: Refused = None
+    web_search_options: Refused = None
+
+    # extensions
+    chat_template_kwargs: dict[str, object] | None = None
+    add_generation_prompt: bool | None = None  # None: unless the final message is continued
+    continue_final_message: bool | None = None
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "ChatRequest":
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise InvalidField(
+                "invalid_parameter_combination",
+                "Setting 'max_tokens' and 'max_completion_tokens' to different values is not "
+                "supported.",
+                "max_tokens",
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidField(
+                "invalid_value",
+                "'top_logprobs' is only allowed when 'logprobs' is enabled.",
+                "top_logprobs",
+            )
+        if self.continue_final_message:
+            self._check_continuation()
+        return self
+
+    def _check_continuation(self) -> None:
+        if self.add_generation_prompt:
+            raise InvalidField(
+                "invalid_parameter_combination",
+                "'continue_final_message' and 'add_generation_prompt' cannot both be true.",
+                "continue_final_message",
+            )
+        if self.messages[-1].role != "assistant":
+            raise InvalidField(
+                "invalid_value",
+                "'continue_final_message' needs a final message of role 'assistant'.",
+                "continue_final_message",
+            )
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    index: int
+    message: ReplyMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The reply as a whole."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    service_tier: str = "default"
+    system_fingerprint: str
+
+
+class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    refusal: UnsetType | None = UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: ChunkDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    service_tier: str = "default"
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType | None = UNSET  # null in all but the last, if asked for
+    obfuscation: str | UnsetType = UNSET

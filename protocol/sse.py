@@ -1,0 +1,34 @@
+"""Server-sent events as OpenAI uses them: `data: <json>` and a blank line, `[DONE]` at the end.
+
+There are no event names. The encoder is on the path of every token; the decoder is for our own
+clients. Framing: WHATWG HTML, 9.2.6.
+"""
+
+DONE = b"data: [DONE]\n\n"
+CONTENT_TYPE = "text/event-stream"
+
+
+def frame(data: bytes) -> bytes:
+    """Return one event holding `data`, which must have no line break (JSON encoders write none)."""
+    return b"data: " + data + b"\n\n"
+
+
+class SseDecoder:
+    """Bytes as they arrive, cut anywhere, into the data of whole events; other fields are lost."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._data: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[str]:
+        """Return the data of every event that `chunk` completes."""
+        *lines, self._buffer = (self._buffer + chunk).split(b"\n")
+        events = []
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                events.append(b"\n".join(self._data).decode())
+                self._data = []
+        return events
