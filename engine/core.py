@@ -1,0 +1,199 @@
+"""The engine: sequences in, events out, one step at a time. `Engine.step` is the architecture.
+
+Owns the scheduler and the model runner and decides when a sequence is finished. Knows nothing of
+sockets, clients or text; engine/process.py feeds it.
+"""
+
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence as ListLike
+from typing import Protocol
+
+from engine.block_manager import BlockManager
+from engine.errors import RequestRejected
+from engine.messages import (
+    EngineInfo,
+    EngineRequest,
+    EngineStats,
+    Event,
+    Fault,
+    Finished,
+    FinishReason,
+    TokenEvent,
+    TokenLogprobs,
+)
+from engine.results import ChunkResult
+from engine.scheduler import Scheduler
+from engine.sequence import Chunk, Sequence
+
+
+class Runner(Protocol):
+    """What computes the chunks; engine/model_runner.py, or a toy in tests."""
+
+    def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
+        """Compute all chunks in one forward pass; one result for each, in order."""
+        ...
+
+
+class Engine:
+    """Continuous batching over one model. Every added request ends in exactly one Finished."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        info: EngineInfo,
+        *,
+        eos_token_ids: Iterable[int],
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.runner = runner
+        self.info = info
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.scheduler = Scheduler(
+            BlockManager(info.num_blocks, info.block_size, enable_prefix_caching),
+            max_num_seqs,
+            max_num_batched_tokens,
+            info.max_model_len,
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._num_arrivals = 0
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_generation_tokens = 0
+        self._step_time_s = 0.0
+        self._model_time_s = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request. Raises RequestRejected for one that can never be served."""
+        if request.id in self._sequences:
+            raise RequestRejected(Fault("invalid_request", f"The id {request.id!r} is in use."))
+        if not request.prompt_token_ids:
+            raise RequestRejected(Fault("invalid_request", "The prompt has no tokens."))
+        vocab_size = self.info.vocab_size
+        ids = (*request.prompt_token_ids, *request.sampling.logit_bias)
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            raise RequestRejected(
+                Fault("invalid_request", f"A token id is not in the vocabulary of {vocab_size}.")
+            )
+        sequence = Sequence(request, self._num_arrivals)
+        self.scheduler.add(sequence)
+        self._num_arrivals += 1
+        self._sequences[request.id] = sequence
+
+    def abort(self, request_id: str) -> list[Event]:
+        """End a request now; an unknown id, perhaps just finished, is a no-op."""
+        sequence = self._sequences.get(request_id)
+        return [] if sequence is None else [self._finish(sequence, "abort")]
+
+    def abort_all(self, fault: Fault) -> list[Event]:
+        """End every request with `fault` and distrust all K/V computed for them."""
+        return [self._fail(sequence, fault) for sequence in list(self._sequences.values())]
+
+    def step(self) -> list[Event]:
+        """Compute one step and return what it led to."""
+        started = time.perf_counter()
+        schedule = self.scheduler.schedule()
+        events: list[Event] = [self._finish(sequence, "length") for sequence in schedule.outgrown]
+        model_started = time.perf_counter()
+        results = self.runner.run(schedule.chunks) if schedule.chunks else []
+        model_finished = time.perf_counter()
+        for chunk, result in zip(schedule.chunks, results, strict=True):
+            events += self._postprocess(chunk, result)
+        self._num_steps += 1
+        self._model_time_s = model_finished - model_started
+        self._step_time_s = time.perf_counter() - started
+        return events
+
+    def stats(self) -> EngineStats:
+        """Counters since the start and the state right now."""
+        scheduler = self.scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=self.info.num_blocks,
+            num_free_blocks=scheduler.block_manager.num_free_blocks,
+            num_steps=self._num_steps,
+            num_preemptions=scheduler.num_preemptions,
+            prompt_tokens=self._num_prompt_tokens,
+            generation_tokens=self._num_generation_tokens,
+            prefix_cache_queries=scheduler.prefix_cache_queries,
+            prefix_cache_hits=scheduler.prefix_cache_hits,
+            step_time_s=self._step_time_s,
+            model_time_s=self._model_time_s,
+        )
+
+    def _postprocess(self, chunk: Chunk, result: ChunkResult) -> list[Event]:
+        """Advance one sequence by what was computed for it."""
+        sequence = chunk.sequence
+        sequence.num_computed_tokens = chunk.end
+        self._num_prompt_tokens += max(0, min(chunk.end, sequence.num_prompt_tokens) - chunk.start)
+        # after a preemption positions are computed again: keep what is known already
+        sequence.prompt_logprobs += result.prompt_logprobs[
+            max(0, len(sequence.prompt_logprobs) - chunk.start) :
+        ]
+        if result.failed:
+            return [self._fail(sequence, Fault("numerical_error", "The model's output is NaN."))]
+        if result.token_id is None:
+            return []
+        return self._append_token(sequence, result.token_id, result.logprobs)
+
+    def _append_token(
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
+    ) -> list[Event]:
+        is_first = sequence.num_output_tokens == 0
+        prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if is_first and sequence.sampling.prompt_logprobs is not None:
+            prompt_logprobs = [None, *sequence.prompt_logprobs]
+        events: list[Event] = []
+        if sequence.sampling.max_tokens == 0:  # only the prompt was wanted
+            if prompt_logprobs is not None:
+                events.append(TokenEvent(sequence.id, [], None, prompt_logprobs))
+            return [*events, self._finish(sequence, "length")]
+        sequence.token_ids.append(token_id)
+        self._num_generation_tokens += 1
+        is_stop = token_id in sequence.sampling.stop_token_ids or (
+            token_id in self.eos_token_ids and not sequence.sampling.ignore_eos
+        )
+        if not is_stop:
+            values = None if logprobs is None else [logprobs]
+            events.append(TokenEvent(sequence.id, [token_id], values, prompt_logprobs))
+        elif prompt_logprobs is not None:
+            events.append(TokenEvent(sequence.id, [], None, prompt_logprobs))
+        reached_limit = (
+            sequence.num_output_tokens >= sequence.sampling.max_tokens
+            or sequence.num_tokens >= self.info.max_model_len
+        )
+        if is_stop:
+            events.append(self._finish(sequence, "stop", stop_token_id=token_id))
+        elif reached_limit:
+            events.append(self._finish(sequence, "length"))
+        return events
+
+    def _fail(self, sequence: Sequence, fault: Fault) -> Finished:
+        return self._finish(sequence, "error", fault=fault)
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        stop_token_id: int | None = None,
+        fault: Fault | None = None,
+    ) -> Finished:
+        self.scheduler.remove(sequence, retract=fault is not None)
+        del self._sequences[sequence.id]
+        return Finished(
+            sequence.id,
+            reason,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            num_output_tokens=sequence.num_output_tokens,
+            stop_token_id=stop_token_id,
+            fault=fault,
+        )

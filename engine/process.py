@@ -1,0 +1,170 @@
+"""The engine process: `python -m engine.process`, started by server/supervisor.py.
+
+Reads its options as JSON from standard input, binds its queue, loads the model, then loops: take
+what arrived, step, send what came out. One thread. Ends on SIGTERM or when its parent closes
+standard input.
+"""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from types import FrameType
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.core import Engine
+from engine.errors import EngineError, InvariantViolated, RequestRejected
+from engine.logs import configure_logging
+from engine.messages import (
+    Abort,
+    EngineRequest,
+    Event,
+    Fault,
+    Finished,
+    FromEngine,
+    Hello,
+    ToEngine,
+)
+from engine.transport import ClientGone, RouterTransport
+
+logger = logging.getLogger(__name__)
+
+STATS_INTERVAL_S = 0.5
+
+
+class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the parent writes to standard input, on one line."""
+
+    engine: EngineConfig
+    address: str  # ZeroMQ endpoint to bind, ipc://...
+
+
+class EngineLoop:
+    """Moves messages between the transport and the engine until told to stop."""
+
+    def __init__(self, engine: Engine, transport: RouterTransport) -> None:
+        self._engine = engine
+        self._transport = transport
+        self._clients: set[bytes] = set()
+        self._owners: dict[str, bytes] = {}  # request id -> client
+        self._next_stats_s = 0.0
+        self._should_stop = False
+
+    def stop(self) -> None:
+        """Leave `run` after the current step."""
+        self._should_stop = True
+
+    def run(self) -> None:
+        """Loop until `stop`; then every live request ends with a Fault."""
+        while not self._should_stop:
+            if not self._engine.has_work:
+                self._transport.wait(STATS_INTERVAL_S)
+            for client, message in self._transport.receive():
+                self._handle(client, message)
+            if self._engine.has_work:
+                self._send_events(self._step())
+            if time.monotonic() >= self._next_stats_s:
+                self._broadcast_stats()
+        self._send_events(self._engine.abort_all(Fault("engine_dead", "The engine is stopping.")))
+
+    def _step(self) -> list[Event]:
+        try:
+            return self._engine.step()
+        except InvariantViolated:
+            raise
+        except Exception as exc:
+            # The device or a kernel failed: nothing computed in this step can be trusted, but the
+            # process can go on with the next requests.
+            logger.exception("step failed")
+            return self._engine.abort_all(Fault("internal", f"The step failed: {exc}"))
+
+    def _handle(self, client: bytes, message: ToEngine) -> None:
+        match message:
+            case Hello():
+                self._clients.add(client)
+                self._send(client, [self._engine.info, self._engine.stats()])
+            case EngineRequest():
+                self._add(client, message)
+            case Abort():
+                if self._owners.get(message.id) == client:
+                    self._send_events(self._engine.abort(message.id))
+
+    def _add(self, client: bytes, request: EngineRequest) -> None:
+        try:
+            self._engine.add(request)
+        except RequestRejected as exc:
+            self._send(client, [Finished(request.id, "error", fault=exc.fault)])
+        else:
+            self._owners[request.id] = client
+
+    def _send_events(self, events: list[Event]) -> None:
+        """Send each client its events in one frame."""
+        by_client: defaultdict[bytes, list[FromEngine]] = defaultdict(list)
+        for event in events:
+            by_client[self._owners[event.id]].append(event)
+            if isinstance(event, Finished):
+                del self._owners[event.id]
+        for client, messages in by_client.items():
+            self._send(client, messages)
+
+    def _broadcast_stats(self) -> None:
+        self._next_stats_s = time.monotonic() + STATS_INTERVAL_S
+        stats = self._engine.stats()
+        for client in list(self._clients):
+            self._send(client, [stats])
+
+    def _send(self, client: bytes, messages: list[FromEngine]) -> None:
+        try:
+            self._transport.send(client, messages)
+        except ClientGone:
+            self._drop(client)
+
+    def _drop(self, client: bytes) -> None:
+        """Abort everything of a client that is gone."""
+        self._clients.discard(client)
+        orphans = [request_id for request_id, owner in self._owners.items() if owner == client]
+        logger.info("client gone", extra={"fields": {"aborted_sequences": len(orphans)}})
+        for request_id in orphans:
+            del self._owners[request_id]
+            self._engine.abort(request_id)
+
+
+def main() -> None:
+    """Entry point. Exit status 1 with one line `error: ...` on stderr when the model cannot be
+    served.
+    """
+    configure_logging()
+    options = msgspec.json.decode(sys.stdin.readline(), type=ProcessOptions)
+    transport = RouterTransport(options.address)
+    try:
+        # imports torch: after the socket is bound, so that clients connect meanwhile
+        from engine.load import load_engine
+
+        engine = load_engine(options.engine)
+    except EngineError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(1)
+    loop = EngineLoop(engine, transport)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        loop.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the supervisor decides
+    threading.Thread(target=_stop_with_parent, args=(loop,), daemon=True).start()
+    loop.run()
+    transport.close()
+
+
+def _stop_with_parent(loop: EngineLoop) -> None:
+    """Standard input ends when the parent is gone, however it went."""
+    sys.stdin.read()
+    loop.stop()
+
+
+if __name__ == "__main__":
+    main()

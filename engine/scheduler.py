@@ -1,0 +1,172 @@
+"""Which tokens of which sequences the next step computes. Pure Python, no torch.
+
+There is no prefill phase and no decode phase: every running sequence catches its computed tokens up
+to its tokens under one token budget, those that lack a single token (decodes) first, so that an
+arriving prompt takes only what they leave. When blocks run out the worst sequence (lowest priority,
+latest arrival) is preempted: its blocks are freed and it is computed again later, mostly out of the
+prefix cache.
+"""
+
+import bisect
+from dataclasses import dataclass, field
+
+from engine.block_manager import BlockManager
+from engine.errors import RequestRejected
+from engine.messages import Fault
+from engine.sequence import Chunk, Sequence
+
+
+def rank(sequence: Sequence) -> tuple[int, int]:
+    """Sort key: the lowest is served first and preempted last."""
+    return sequence.request.priority, sequence.arrival
+
+
+@dataclass(slots=True)
+class Schedule:
+    """One step's work. `outgrown` are sequences that alone fill the whole cache: they end here."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    outgrown: list[Sequence] = field(default_factory=list)
+
+
+class Scheduler:
+    """Holds every live sequence, in `waiting` or in `running`, each sorted by rank."""
+
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
+        self.block_manager = block_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises RequestRejected for one that can never be computed."""
+        num_tokens = sequence.num_prompt_tokens
+        if num_tokens + min(sequence.sampling.max_tokens, 1) > self.max_model_len:
+            raise RequestRejected(
+                Fault(
+                    "context_length_exceeded",
+                    f"The prompt has {num_tokens} tokens; with its answer it must fit into "
+                    f"{self.max_model_len}.",
+                )
+            )
+        if self.block_manager.num_blocks_for(num_tokens) > self.block_manager.num_blocks:
+            capacity = self.block_manager.num_blocks * self.block_manager.block_size
+            raise RequestRejected(
+                Fault(
+                    "kv_cache_exceeded",
+                    f"The prompt has {num_tokens} tokens, but the KV cache holds only {capacity}.",
+                )
+            )
+        bisect.insort(self.waiting, sequence, key=rank)
+
+    def schedule(self) -> Schedule:
+        """Choose the next step's chunks and give them their blocks."""
+        schedule = Schedule()
+        self._make_room_for_priority()
+        budget = self._schedule_running(schedule)
+        self._schedule_waiting(schedule, budget)
+        return schedule
+
+    def remove(self, sequence: Sequence, *, retract: bool = False) -> None:
+        """Take a finished, aborted or failed sequence out and free its blocks.
+
+        `retract` also withdraws its blocks from the prefix cache, as their content cannot be
+        trusted. Raises InvariantViolated when it was the last one and blocks are still in use.
+        """
+        if retract:
+            self.block_manager.retract(sequence)
+        self.block_manager.free(sequence)
+        queue = self.running if sequence in self.running else self.waiting
+        queue.remove(sequence)
+        if not self.has_work:
+            self.block_manager.check_idle()
+
+    def _make_room_for_priority(self) -> None:
+        """Preempt running sequences of a lower priority than the best one that waits for room."""
+        while self.waiting and self.running:
+            best, worst = self.waiting[0], self.running[-1]
+            if worst.request.priority <= best.request.priority or self._can_admit(best):
+                return
+            self._preempt(worst)
+
+    def _schedule_running(self, schedule: Schedule) -> int:
+        """Chunks for running sequences, decodes first; returns the budget that is left.
+
+        Only decodes can lack a block, since a prompt gets all of its blocks at admission, and they
+        come in order of rank: the victim is never a sequence that this step has already scheduled.
+        """
+        budget = self.max_num_batched_tokens
+        decodes_first = sorted(
+            self.running, key=lambda s: (s.num_tokens - s.num_computed_tokens > 1, rank(s))
+        )
+        for sequence in decodes_first:
+            while sequence.block_table and not self._extend(sequence):
+                if len(self.running) == 1:
+                    schedule.outgrown.append(sequence)
+                    return budget
+                self._preempt(self.running[-1])
+            if sequence.block_table and budget > 0:  # no blocks: preempted for one before it
+                budget -= self._append_chunk(schedule, sequence, budget)
+        return budget
+
+    def _schedule_waiting(self, schedule: Schedule, budget: int) -> None:
+        """Admit waiting sequences, best first, while slots, blocks and budget last."""
+        while self.waiting and budget > 0:
+            sequence = self.waiting[0]
+            if self._too_long(sequence):
+                schedule.outgrown.append(sequence)  # it grew before it was preempted
+                return
+            if not self._can_admit(sequence):
+                return
+            self._admit(sequence)
+            budget -= self._append_chunk(schedule, sequence, budget)
+
+    def _too_long(self, sequence: Sequence) -> bool:
+        blocks = self.block_manager
+        return blocks.num_blocks_for(sequence.num_tokens) > blocks.num_blocks
+
+    def _extend(self, sequence: Sequence) -> bool:
+        return self.block_manager.allocate(sequence, sequence.num_tokens)
+
+    def _can_admit(self, sequence: Sequence) -> bool:
+        # one spare block for each running sequence, or the newcomer would soon be preempted again
+        return len(self.running) < self.max_num_seqs and self.block_manager.can_allocate(
+            sequence, sequence.num_tokens, headroom=len(self.running)
+        )
+
+    def _admit(self, sequence: Sequence) -> None:
+        self._extend(sequence)
+        self.waiting.remove(sequence)
+        bisect.insort(self.running, sequence, key=rank)
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.prefix_cache_queries += sequence.num_prompt_tokens
+            self.prefix_cache_hits += sequence.num_computed_tokens
+
+    def _append_chunk(self, schedule: Schedule, sequence: Sequence, budget: int) -> int:
+        start = sequence.num_computed_tokens
+        chunk = Chunk(sequence, start, min(sequence.num_tokens - start, budget))
+        schedule.chunks.append(chunk)
+        self.block_manager.publish(sequence, start, chunk.end)
+        return chunk.num_tokens
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.num_preemptions += 1
+        self.running.remove(victim)
+        self.block_manager.free(victim)
+        bisect.insort(self.waiting, victim, key=rank)
