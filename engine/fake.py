@@ -6,8 +6,9 @@ the contract's and kept here.
 """
 
 import asyncio
+import itertools
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import EngineDead, InvariantViolated
@@ -36,10 +37,10 @@ DEFAULT_INFO = EngineInfo(
 )
 
 
-def echo_script(eos_token_ids: Iterable[int] = ()) -> Script:
-    """The default script: the prompt's ids over and over, one per event, up to max_tokens.
+def echo_script(eos_token_ids: Iterable[int] = (), answer: Sequence[int] | None = None) -> Script:
+    """The default script: `answer` (None = the prompt) over and over, one id per event.
 
-    Stop tokens are `eos_token_ids` (unless ignore_eos) and the request's stop_token_ids; before
+    Ends at max_tokens or a stop token. Stop tokens are `eos_token_ids` (unless ignore_eos) and the request's stop_token_ids; before
     min_tokens they are skipped. Logprobs are ln(1/2) for the token, ln(1/4), ln(1/8), ... for the
     ids after it.
     """
@@ -50,16 +51,16 @@ def echo_script(eos_token_ids: Iterable[int] = ()) -> Script:
         stops = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos)
         if sampling.prompt_logprobs is not None:
             yield _prompt_event(request, sampling.prompt_logprobs)
-        prompt = request.prompt_token_ids
-        num_output = position = 0
-        while num_output < sampling.max_tokens:
-            token_id = prompt[position % len(prompt)]
-            position += 1
+        output = request.prompt_token_ids if answer is None else answer
+        num_output = 0
+        for token_id in itertools.cycle(output):
+            if num_output >= sampling.max_tokens:
+                break
             if token_id in stops:
                 if num_output >= sampling.min_tokens:
                     yield _finished(request, "stop", num_output + 1, stop_token_id=token_id)
                     return
-                if stops.issuperset(prompt):  # nothing else to say before min_tokens
+                if stops.issuperset(output):  # nothing else to say before min_tokens
                     break
                 continue
             logprobs = None

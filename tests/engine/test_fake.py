@@ -8,7 +8,7 @@ import pytest
 
 from engine.client import EngineClient
 from engine.errors import EngineDead, InvariantViolated
-from engine.fake import FakeEngine
+from engine.fake import FakeEngine, echo_script
 from engine.messages import EngineRequest, Event, Fault, Finished, SamplingParams, TokenEvent
 
 DEAD = Fault("engine_dead", "the engine process died")
@@ -86,6 +86,15 @@ async def test_default_script_gives_the_logprobs_asked_for() -> None:
 async def test_zero_max_tokens_only_ends() -> None:
     token_ids, end = await collect(FakeEngine(), make_request(max_tokens=0))
     assert (token_ids, end.reason) == ([], "length")
+
+
+async def test_default_script_says_the_answer_it_was_given() -> None:
+    engine = FakeEngine(script=echo_script([0], answer=[4, 5, 0]))
+    token_ids, end = await collect(engine, make_request())
+    assert (token_ids, end.reason, end.stop_token_id) == ([4, 5], "stop", 0)
+    assert end.num_prompt_tokens == 3
+    token_ids, end = await collect(engine, make_request(max_tokens=1))
+    assert (token_ids, end.reason) == ([4], "length")
 
 
 async def test_script_without_an_end_is_ended() -> None:
