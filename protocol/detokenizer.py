@@ -1,0 +1,33 @@
+"""Token ids to text increments for one choice: whole characters only, constant work per token.
+
+Knows a token only by its bytes (protocol/tokenizer.py). Called by the server for every token event.
+"""
+
+import codecs
+from collections.abc import Sequence
+
+from protocol.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """Incremental: feed() and flush() joined equal Tokenizer.decode() of all ids at once."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """Text these tokens complete; an unfinished character is held, invalid bytes are U+FFFD."""
+        tokenizer = self._tokenizer
+        return self._decoder.decode(
+            b"".join(
+                tokenizer.token_bytes(token_id)
+                for token_id in token_ids
+                if not (self._skip_special and tokenizer.is_special(token_id))
+            )
+        )
+
+    def flush(self) -> str:
+        """End of the stream: U+FFFD for a character that was never finished, else ""."""
+        return self._decoder.decode(b"", final=True)
