@@ -1,0 +1,89 @@
+"""The kinds of value an option can have: how text becomes a value, and what to say when it cannot.
+
+Knows nothing about which options exist (server/options.py) or where a text came from
+(server/settings.py).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_UNITS = {
+    **{"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
+    **{"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40},
+}
+_SWITCH_WORDS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of value. `parse` raises ValueError with the reason, worded to follow "port=x: "."""
+
+    metavar: str
+    parse: Callable[[str], object]
+    is_text: bool = False  # any text is a value; a file must give a string, not a number
+    is_switch: bool = False  # --name / --no-name
+
+
+def _parse_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
+def _parse_switch(text: str) -> bool:
+    try:
+        return _SWITCH_WORDS[text.lower()]
+    except KeyError:
+        raise ValueError("it must be true or false") from None
+
+
+def _parse_size(text: str) -> int:
+    """A number of bytes, as in 1073741824, 512MiB, 1.5 GiB or 4GB."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("it must be a size such as 2GiB, 512MiB, 4GB or a number of bytes")
+    number, unit = match.groups()
+    num_bytes = int(float(number) * _UNITS[(unit or "b").lower()])
+    if num_bytes <= 0:
+        raise ValueError("it must be more than 0 bytes")
+    return num_bytes
+
+
+def integer(minimum: int, maximum: int | None = None) -> Kind:
+    """Whole numbers from `minimum` to `maximum`, both included."""
+    limits = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+
+    def parse(text: str) -> int:
+        if re.fullmatch(r"[+-]?\d+", text.strip()) is None:
+            raise ValueError(f"it must be a whole number, {limits}")
+        number = int(text)
+        if number < minimum or (maximum is not None and number > maximum):
+            raise ValueError(f"it must be {limits}")
+        return number
+
+    return Kind(metavar="N", parse=parse)
+
+
+def choice(*words: str) -> Kind:
+    """One of a closed set of words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"it must be one of {', '.join(words)}")
+        return text
+
+    return Kind(metavar="|".join(words), parse=parse)
+
+
+def text(metavar: str) -> Kind:
+    """Any text but an empty one."""
+    return Kind(metavar=metavar, parse=_parse_text, is_text=True)
+
+
+SIZE = Kind(metavar="SIZE", parse=_parse_size)
+SWITCH = Kind(metavar="true|false", parse=_parse_switch, is_switch=True)

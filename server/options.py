@@ -1,0 +1,184 @@
+"""Every option of `qwen-serve serve`, listed once as data.
+
+The command line (server/cli.py), the merge of file, environment and flags (server/settings.py) and
+the table in docs/configuration.md all come from this list. Defaults are those of the frozen config
+structs, not repeated here.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+
+from engine.config import EngineConfig
+from server.config import ServerConfig
+from server.option_kinds import SIZE, SWITCH, Kind, choice, integer, text
+
+ENVIRONMENT_PREFIX = "QWEN_SERVE_"
+EMBEDDED_MODEL = "smollm2"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option; its one name makes the flag, the variable and the key of the file."""
+
+    name: str  # as in the file: max_model_len
+    kind: Kind
+    help: str  # one sentence without its full stop
+    struct: type[ServerConfig] | type[EngineConfig] | None  # None: of the command itself
+    field: str = ""  # of the struct; empty = the name
+    repeatable: bool = False
+    default_note: str = ""  # what a default of None or () means
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def target(self) -> str:
+        return self.field or self.name
+
+    @property
+    def default(self) -> object:
+        """The value where nothing sets it: the struct's own, or for the command's the one below."""
+        if self.struct is None or self.name == "model":
+            return _COMMAND_DEFAULTS[self.name]
+        fields = {field.name: field for field in msgspec.structs.fields(self.struct)}
+        return fields[self.target].default
+
+    @property
+    def default_text(self) -> str:
+        """The default as the documentation shows it."""
+        if self.default_note:
+            return self.default_note
+        if isinstance(self.default, bool):
+            return "true" if self.default else "false"
+        return str(self.default)
+
+
+_COMMAND_DEFAULTS: dict[str, object] = {
+    "model": EMBEDDED_MODEL,
+    "data_dir": "~/.local/share/qwen-serve",
+    "config": None,
+}
+
+
+def _words(struct: type[msgspec.Struct], field: str) -> Kind:
+    """The kind of a Literal field: exactly its words."""
+    annotation = msgspec.structs.fields(struct)
+    (literal,) = [entry.type for entry in annotation if entry.name == field]
+    return choice(*get_args(literal))
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "model",
+        text("NAME"),
+        "A local folder or .gguf file, `smollm2` (embedded), or a hub name like Qwen/Qwen3-0.6B",
+        EngineConfig,
+    ),
+    Option(
+        "served_model_name",
+        text("NAME"),
+        "The name clients ask for; give it again for more names, the first is used in replies",
+        ServerConfig,
+        field="served_model_names",
+        repeatable=True,
+        default_note="the model's own name",
+    ),
+    Option("host", text("HOST"), "The address to listen on", ServerConfig),
+    Option(
+        "port", integer(0, 65535), "The port to listen on; 0 takes one that is free", ServerConfig
+    ),
+    Option("dtype", _words(EngineConfig, "dtype"), "The type computed in", EngineConfig),
+    Option("device", _words(EngineConfig, "device"), "Where the model runs", EngineConfig),
+    Option(
+        "max_model_len",
+        integer(1),
+        "The longest sequence, prompt and output together, in tokens",
+        EngineConfig,
+        default_note="the model's own context",
+    ),
+    Option("max_num_seqs", integer(1), "The most sequences in one step", EngineConfig),
+    Option(
+        "max_num_batched_tokens",
+        integer(1),
+        "The most tokens computed in one step",
+        EngineConfig,
+        default_note="512 on CPU, 8192 on CUDA",
+    ),
+    Option(
+        "kv_cache_memory",
+        SIZE,
+        "Memory for the KV cache, as in 2GiB, 512MiB, 4GB or a number of bytes",
+        EngineConfig,
+        field="kv_cache_memory_bytes",
+        default_note="from the memory that is free",
+    ),
+    Option("block_size", integer(1), "Tokens in one block of the KV cache", EngineConfig),
+    Option(
+        "enable_prefix_caching",
+        SWITCH,
+        "Reuse the KV cache of prompts that begin alike",
+        EngineConfig,
+    ),
+    Option(
+        "num_threads",
+        integer(1),
+        "CPU threads the engine computes with",
+        EngineConfig,
+        default_note="torch's own choice",
+    ),
+    Option(
+        "api_key",
+        text("KEY"),
+        "A key clients must send as a bearer token; give it again for more keys",
+        ServerConfig,
+        field="api_keys",
+        repeatable=True,
+        default_note="none: no key is asked for",
+    ),
+    Option("workers", integer(1, 64), "HTTP processes in front of the engine", ServerConfig),
+    Option(
+        "unknown_fields",
+        _words(ServerConfig, "unknown_fields"),
+        "Refuse a request with a field that is not known, or only name the field in a header",
+        ServerConfig,
+    ),
+    Option("log_format", _words(ServerConfig, "log_format"), "How log lines look", ServerConfig),
+    Option("data_dir", text("FOLDER"), "Where models and everything else that lasts is kept", None),
+    Option(
+        "config",
+        text("FILE"),
+        "A YAML or TOML file of these options, keys as in the first column",
+        None,
+        default_note="none",
+    ),
+)
+
+
+def data_dir_of(value: str) -> Path:
+    """The data directory a setting means; "~" is the user's home."""
+    return Path(os.path.abspath(Path(value).expanduser()))
+
+
+def markdown_table() -> str:
+    """The option table of docs/configuration.md."""
+    lines = ["| Key | Flag | Variable | Value | Default | Meaning |", "|---|---|---|---|---|---|"]
+    for option in OPTIONS:
+        flag = f"`{option.flag}`"
+        if option.kind.is_switch:
+            flag += f", `--no-{option.flag.removeprefix('--')}`"
+        default = option.default_text if option.default_note else f"`{option.default_text}`"
+        value = option.kind.metavar.replace("|", ", ") + (" ..." if option.repeatable else "")
+        lines.append(
+            f"| `{option.name}` | {flag} | `{option.variable}` | {value} | {default} "
+            f"| {option.help} |"
+        )
+    return "\n".join(lines) + "\n"

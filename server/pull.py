@@ -1,0 +1,117 @@
+"""Gets a model onto this machine: the embedded one, one of a hub, or a local path as it is.
+
+`pull(name, data_dir)` is the one door, for the command line, `serve` and the tests. It owns the
+names and the models/ folder; server/embedded_model.py and server/model_hubs.py download.
+"""
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from server import embedded_model, model_hubs
+from server.pull_error import PullError
+
+Source = Literal["huggingface", "modelscope"]
+
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+\.gguf))?", re.ASCII)
+_COMPLETE_MARK = ".qwen-serve.json"  # in a hub model's folder once all its files are there
+
+
+def pull(
+    name: str,
+    data_dir: Path,
+    *,
+    source: Source = "huggingface",
+    revision: str | None = None,
+    refresh: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Return the local path of a model, after downloading whatever of it is missing.
+
+    `name` is a local path, `smollm2`, `org/name`, or `org/name/file.gguf` for one file of a hub
+    model. `refresh` asks the hub again about a model that is complete. Raises PullError.
+    """
+    console = console or Console(stderr=True)
+    local = Path(name).expanduser()
+    if local.exists():
+        return local
+    if name.lower() in embedded_model.NAMES:
+        with _lock(data_dir, embedded_model.FILE_NAME, console) as models:
+            return embedded_model.fetch(models, console)
+    match = _HUB_NAME.fullmatch(name)
+    if match is None or name.startswith((".", "/", "~")) or ".." in name.split("/"):
+        raise PullError(f"there is no file or folder {name}, and it is not the name of a model")
+    repository, gguf_file = match.groups()
+    return _pull_from_hub(repository, gguf_file, data_dir, source, revision, refresh, console)
+
+
+def _pull_from_hub(
+    repository: str,
+    gguf_file: str | None,
+    data_dir: Path,
+    source: Source,
+    revision: str | None,
+    refresh: bool,
+    console: Console,
+) -> Path:
+    # Another revision, hub or file is another model: it must not overwrite this one.
+    folder_name = repository + (f"@{revision.replace('/', '--')}" if revision else "")
+    if source != "huggingface":
+        folder_name = f"{source}/{folder_name}"
+    with _lock(data_dir, folder_name, console) as models:
+        folder = models / folder_name
+        target = folder / gguf_file if gguf_file else folder
+        wanted = gguf_file or "*.safetensors"
+        if wanted in _complete_parts(folder) and not refresh:
+            return target
+        fetch = (
+            model_hubs.fetch_huggingface if source == "huggingface" else model_hubs.fetch_modelscope
+        )
+        fetch(repository, revision, gguf_file, folder, console)
+        _check_has_weights(repository, folder, gguf_file)
+        parts = sorted({*_complete_parts(folder), wanted})
+        (folder / _COMPLETE_MARK).write_text(json.dumps({"complete": parts}), encoding="utf-8")
+        return target
+
+
+def _complete_parts(folder: Path) -> set[str]:
+    mark = folder / _COMPLETE_MARK
+    return set(json.loads(mark.read_text(encoding="utf-8"))["complete"]) if mark.exists() else set()
+
+
+def _check_has_weights(repository: str, folder: Path, gguf_file: str | None) -> None:
+    if gguf_file and not (folder / gguf_file).exists():
+        raise PullError(f"{repository} has no file {gguf_file}")
+    if not gguf_file and not any(folder.glob("*.safetensors")):
+        raise PullError(
+            f"{repository} has no .safetensors files; of a GGUF repository name one file, as in "
+            f"{repository}/FILE.gguf"
+        )
+
+
+@contextmanager
+def _lock(data_dir: Path, name: str, console: Console) -> Iterator[Path]:
+    """Hold the lock of one model (between processes) and yield the models/ folder."""
+    models = data_dir / "models"
+    path = models / ".locks" / (name.replace("/", "--") + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    except OSError as exc:
+        raise PullError(f"the folder {models} cannot be written: {exc.strerror or exc}") from exc
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"waiting for another download of {name}", highlight=False)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield models
+        except OSError as exc:  # a full disk, a folder that is not ours
+            raise PullError(f"{name} could not be saved in {models}: {exc.strerror or exc}") from exc
