@@ -40,9 +40,9 @@ DEFAULT_INFO = EngineInfo(
 def echo_script(eos_token_ids: Iterable[int] = (), answer: Sequence[int] | None = None) -> Script:
     """The default script: `answer` (None = the prompt) over and over, one id per event.
 
-    Ends at max_tokens or a stop token. Stop tokens are `eos_token_ids` (unless ignore_eos) and the request's stop_token_ids; before
-    min_tokens they are skipped. Logprobs are ln(1/2) for the token, ln(1/4), ln(1/8), ... for the
-    ids after it.
+    Ends at max_tokens or a stop token: `eos_token_ids` (unless ignore_eos) and the request's
+    stop_token_ids; before min_tokens they are skipped. Logprobs are ln(1/2) for the token, ln(1/4),
+    ln(1/8), ... for the ids after it.
     """
     eos = frozenset(eos_token_ids)
 
