@@ -1,0 +1,76 @@
+"""What changes logits before temperature: logit bias, min_tokens, penalties, in this order.
+
+Each is a few indexed logits, not a pass over the vocabulary, and a row that asks for none costs
+nothing. The ids are within the vocabulary: requests are checked when they are admitted.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
+
+import torch
+
+from engine.penalties import apply_penalties, has_penalties
+from engine.sequence import Sequence
+
+
+def has_processors(sequence: Sequence) -> bool:
+    """Whether `apply_logits_processors` changes this sequence's row."""
+    sampling = sequence.sampling
+    return (
+        bool(sampling.logit_bias)
+        or sequence.num_output_tokens < sampling.min_tokens
+        or has_penalties(sampling)
+    )
+
+
+def apply_logits_processors(
+    logits: torch.Tensor, sequences: Items[Sequence], eos_token_ids: Iterable[int]
+) -> None:
+    """Change `logits` (n, vocab) in place, row i by the sampling params of sequence i."""
+    _add_bias(logits, sequences)
+    _mask_stop_tokens(logits, sequences, frozenset(eos_token_ids))
+    apply_penalties(logits, sequences)
+
+
+def _add_bias(logits: torch.Tensor, sequences: Items[Sequence]) -> None:
+    entries = [
+        (row, token_id, bias)
+        for row, sequence in enumerate(sequences)
+        for token_id, bias in sequence.sampling.logit_bias.items()
+    ]
+    if not entries:
+        return
+    rows, token_ids, biases = zip(*entries, strict=True)
+    places = (
+        torch.tensor(rows, device=logits.device),
+        torch.tensor(token_ids, device=logits.device),
+    )
+    # no id is twice in a row's dict, so a plain scatter adds each bias once
+    logits[places] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
+
+
+def _mask_stop_tokens(
+    logits: torch.Tensor, sequences: Items[Sequence], eos_token_ids: frozenset[int]
+) -> None:
+    """Forbid the tokens that would end a sequence before its min_tokens."""
+    entries = [
+        (row, token_id)
+        for row, sequence in enumerate(sequences)
+        if sequence.num_output_tokens < sequence.sampling.min_tokens
+        for token_id in _stop_token_ids(sequence, eos_token_ids)
+        if 0 <= token_id < logits.shape[-1]  # a stop token outside the vocabulary cannot be sampled
+    ]
+    if not entries:
+        return
+    rows, token_ids = zip(*entries, strict=True)
+    places = (
+        torch.tensor(rows, device=logits.device),
+        torch.tensor(token_ids, device=logits.device),
+    )
+    logits[places] = float("-inf")
+
+
+def _stop_token_ids(sequence: Sequence, eos_token_ids: frozenset[int]) -> frozenset[int]:
+    # with ignore_eos an eos token ends nothing, so min_tokens has no reason to forbid it
+    own = frozenset(sequence.sampling.stop_token_ids)
+    return own if sequence.sampling.ignore_eos else own | eos_token_ids
