@@ -46,4 +46,5 @@ def uniforms(seeds: list[int], positions: list[int]) -> npt.NDArray[np.float64]:
         np.stack([seed_words & _LOW, seed_words >> _HALF]),
     )
     bits = (words[0] << np.uint64(21)) ^ (words[1] >> np.uint64(11))  # 32 + 21 = 53 bits
-    return np.ldexp(bits.astype(np.float64), -53)
+    result: npt.NDArray[np.float64] = bits.astype(np.float64) * 2.0**-53
+    return result
