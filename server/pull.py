@@ -51,6 +51,14 @@ def pull(
     return _pull_from_hub(repository, gguf_file, data_dir, source, revision, refresh, console)
 
 
+def default_name(model: str, path: Path) -> str:
+    """What a model is called when no name is given: `model` as it was asked for, `path` on disk."""
+    if path.name == embedded_model.FILE_NAME:
+        return embedded_model.MODEL_NAME
+    is_local = Path(model).expanduser().exists()
+    return (path.resolve().name if is_local else model).removesuffix(".gguf")
+
+
 def _pull_from_hub(
     repository: str,
     gguf_file: str | None,
@@ -114,4 +122,6 @@ def _lock(data_dir: Path, name: str, console: Console) -> Iterator[Path]:
         try:
             yield models
         except OSError as exc:  # a full disk, a folder that is not ours
-            raise PullError(f"{name} could not be saved in {models}: {exc.strerror or exc}") from exc
+            raise PullError(
+                f"{name} could not be saved in {models}: {exc.strerror or exc}"
+            ) from exc

@@ -1,0 +1,58 @@
+# One door: `make serve` needs Python 3.11 and a C compiler, nothing else.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Installed first, so that the index at hand decides which build it is. The CPU build of your choice:
+#   make install TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# and a CUDA build likewise, with that build's own index URL.
+TORCH  ?= torch==2.13.0
+# Passed on to the command: make serve ARGS="--port 9000"
+ARGS   ?=
+
+BIN       := $(VENV)/bin
+CODE      := engine protocol server loadtest tests
+INSTALLED := $(VENV)/.installed
+DEV       := $(VENV)/.installed-dev
+
+.PHONY: install serve test lint type check fmt bench
+
+install: $(INSTALLED)
+	$(BIN)/qwen-serve pull
+
+serve: install
+	exec $(BIN)/qwen-serve serve $(ARGS)
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/lint-imports
+
+type: $(DEV)
+	$(BIN)/mypy
+
+check: lint type test
+
+fmt: $(DEV)
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m loadtest $(ARGS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed; name one with PYTHON=" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: what is installed is only looked at again when pyproject.toml changes.
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
+	@touch $@
+
+$(DEV): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	@touch $@

@@ -1,0 +1,217 @@
+"""`qwen-serve serve`: starts the engine and the HTTP workers, and keeps them running until told to
+stop.
+
+Owns the listening socket, the run-time folder with the queue's socket, the restarts and the drain.
+Imports neither torch nor FastAPI, so that the engine is on its way within a moment.
+"""
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from server.child import Child, ChildCommand
+from server.config import ServeConfig
+from server.logging import get_logger
+
+logger = get_logger(__name__)
+
+_PYTHON = (
+    sys.executable,
+    "-P",
+    "-m",
+)  # -P: a folder named engine/ where the user stands is not ours
+_BACKLOG = 2048
+_FIRST_BACKOFF_S = 0.5
+_LAST_BACKOFF_S = 30.0
+_STEADY_S = 60.0  # a child that ran this long starts its back-off from the beginning
+_DRAIN_S = 35.0  # the workers' own limit (server/worker.py) and a little more
+_ENGINE_STOP_S = 5.0
+
+
+class StartError(Exception):
+    """Serving could not begin; the message is one line fit to be shown to a user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """The modules the children run; tests put their own here."""
+
+    engine: tuple[str, ...] = (*_PYTHON, "engine.process")
+    worker: tuple[str, ...] = (*_PYTHON, "server.worker")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind and listen, or raise StartError with the reason."""
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as exc:
+        raise StartError(f"the host {host} cannot be listened on: {exc.strerror}") from exc
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as exc:
+        listener.close()
+        if exc.errno == errno.EADDRINUSE:
+            raise StartError(
+                f"port {port} on {host} is in use by another program; choose one with --port"
+            ) from exc
+        raise StartError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
+    return listener
+
+
+def serve(config: ServeConfig, listener: socket.socket, *, commands: Commands | None = None) -> int:
+    """Serve until a signal; return the exit status. `config.engine.model` is a local path.
+
+    Raises StartError when the engine or a worker ends before everything was ready.
+    """
+    started_s = time.monotonic()
+    with listener, tempfile.TemporaryDirectory(prefix="qwen-serve-") as folder:
+        runtime = Path(folder)  # 0700
+        config = msgspec.structs.replace(config, engine_address=f"ipc://{runtime}/engine")
+        multiprocess_dir = None
+        if config.server.workers > 1:
+            from server.metrics import share_between_workers  # not needed by one worker
+
+            share_between_workers(runtime / "metrics")
+            multiprocess_dir = runtime / "metrics"
+        supervisor = _Supervisor(
+            config, listener, commands or Commands(), multiprocess_dir, started_s
+        )
+        return asyncio.run(supervisor.run())
+
+
+class _Supervisor:
+    """The state of one `serve`, inside its event loop."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        listener: socket.socket,
+        commands: Commands,
+        multiprocess_dir: Path | None,
+        started_s: float,
+    ) -> None:
+        self._config = config
+        self._listener = listener
+        self._multiprocess_dir = multiprocess_dir
+        self._started_s = started_s
+        self._stop = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._num_ready = 0
+        self._children: dict[str, Child] = {}
+        self._engine_command = self._make_engine_command(commands)
+        self._worker_commands = [
+            self._make_worker_command(commands, i) for i in range(config.server.workers)
+        ]
+
+    async def run(self) -> int:
+        """Run until stopped. Raises StartError."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal)
+        # The engine first: it takes the longest.
+        keepers = [
+            asyncio.create_task(self._keep(command))
+            for command in (self._engine_command, *self._worker_commands)
+        ]
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            done, _ = await asyncio.wait((*keepers, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if stopping in done:
+                await self._drain()
+            for keeper in done - {stopping}:
+                keeper.result()  # a StartError
+            return 0
+        finally:
+            for task in (*keepers, stopping):
+                task.cancel()
+            await asyncio.gather(*keepers, stopping, return_exceptions=True)
+            for child in self._children.values():
+                child.send(signal.SIGKILL)
+            await asyncio.gather(*(child.wait() for child in self._children.values()))
+
+    async def _keep(self, command: ChildCommand) -> None:
+        """Run a child, again and again once it was ready. Raises StartError before that."""
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            begun_s = time.monotonic()
+            child = await Child.start(command)
+            self._children[command.name] = child
+            how = await child.wait()
+            if self._stop.is_set():
+                return
+            if not self._ready.is_set():
+                raise StartError(how)
+            if time.monotonic() - begun_s > _STEADY_S:
+                backoff_s = _FIRST_BACKOFF_S
+            logger.error("child ended", child=command.name, how=how, restart_in_s=backoff_s)
+            self._forget(child)
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
+
+    def _forget(self, child: Child) -> None:
+        if self._multiprocess_dir is not None and child.name != self._engine_command.name:
+            from server.metrics import forget_worker
+
+            forget_worker(self._multiprocess_dir, child.pid)
+
+    def _on_signal(self) -> None:
+        if not self._stop.is_set():
+            logger.info("stopping", drain_s=_DRAIN_S)
+            self._stop.set()
+            return
+        for child in self._children.values():
+            child.send(signal.SIGKILL)
+
+    async def _drain(self) -> None:
+        """Workers finish their streams, then the engine goes."""
+        self._listener.close()
+        engine = self._children.get(self._engine_command.name)
+        workers = [child for child in self._children.values() if child is not engine]
+        await asyncio.gather(*(child.stop(_DRAIN_S) for child in workers))
+        if engine is not None:
+            await engine.stop(_ENGINE_STOP_S)
+
+    def _on_worker_line(self, line: str) -> None:
+        """A worker's one line on standard output: it serves the model."""
+        model = msgspec.json.decode(line)["model"]
+        self._num_ready += 1
+        if self._num_ready == self._config.server.workers:
+            self._ready.set()
+            seconds = time.monotonic() - self._started_s
+            sys.stdout.write(f"ready: {self._url()} model {model} in {seconds:.1f} s\n")
+            sys.stdout.flush()
+
+    def _url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+    def _make_engine_command(self, commands: Commands) -> ChildCommand:
+        options = {"engine": self._config.engine, "address": self._config.engine_address}
+        return ChildCommand("the engine", commands.engine, msgspec.json.encode(options))
+
+    def _make_worker_command(self, commands: Commands, index: int) -> ChildCommand:
+        options = {
+            "config": self._config,
+            "socket_fd": self._listener.fileno(),
+            "multiprocess_dir": str(self._multiprocess_dir) if self._multiprocess_dir else None,
+        }
+        return ChildCommand(
+            f"HTTP worker {index}",
+            commands.worker,
+            msgspec.json.encode(options),
+            inherited_fds=(self._listener.fileno(),),
+            on_line=self._on_worker_line,
+        )
