@@ -4,8 +4,8 @@ Before a template runs, characters that could make a client's string part of a c
 replaced by private-use characters that occur nowhere in the inputs; after it, they are put back
 (protocol/prompt.py). One character stands for one, so the template sees strings of the same length.
 
-What is replaced: "|" and its fullwidth form where control tokens have them ("<|im_end|>"), so that
-not even pieces from several strings can join into one. For control tokens without them ("</s>"): the
+What is replaced: "|" (or its fullwidth form) where control tokens have it ("<|im_end|>"), so that
+not even pieces from several strings can join into one. For control tokens without it ("</s>"): the
 first character, where the whole token follows, or the beginning of it and then the string's end.
 """
 
@@ -35,7 +35,11 @@ class ControlText:
         self._characters = sorted(bars | {token[0] for token in plain})
 
     def shield(self, inputs: Any, template_source: str) -> "Shield":
-        """A shield whose private-use characters are not in the inputs (nested JSON data)."""
+        """A shield whose private-use characters are not in the inputs (nested JSON data).
+
+        Raises:
+            ValueError: the inputs leave no character free.
+        """
         used = {c for text in _strings(inputs) if not text.isascii() for c in text}
         used.update(template_source)
         escapes = {c for text in _strings(inputs) for c in _escaped_private_use(text)}

@@ -90,7 +90,10 @@ class ChatTemplate:
         conversation = [_normalised(message) for message in messages]
         inputs = {"documents": None, **kwargs, "messages": conversation, "tools": tools or None}
         inputs["add_generation_prompt"] = add_generation_prompt
-        shield = self._control_text.shield(inputs, self._source)
+        try:
+            shield = self._control_text.shield(inputs, self._source)
+        except ValueError as error:
+            raise TemplateError(str(error)) from error
         variables = {**self._variables, **shield.protect(inputs)}
         if not continue_final_message:
             return self._run(variables, shield), shield

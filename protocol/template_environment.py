@@ -1,7 +1,7 @@
 """The sandboxed Jinja environment for chat templates, set up as transformers sets up its own.
 
 Source: transformers' utils/chat_template_utils.py (trim_blocks, lstrip_blocks, loop controls,
-tojson, raise_exception, strftime_now, {% generation %}). On top, limits on what a template may build.
+tojson, raise_exception, strftime_now, {% generation %}). Adds limits on what a template may build.
 """
 
 import json

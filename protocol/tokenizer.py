@@ -11,15 +11,22 @@ its sentinel is put into the text.
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
 import tokenizers
 from tokenizers import AddedToken, models
 
+from protocol.hub_tokenizer import (
+    backend_with_sentinels,
+    config_token,
+    spelling_decoder,
+    template_adds_bos,
+    token_table,
+)
 from protocol.pretokenizers import split_rule
-from protocol.token_text import byte_level_bytes, sentencepiece_bytes
+from protocol.token_text import byte_level_bytes
 
 # tokenizer.ggml.token_type; 1 is a normal token
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
@@ -74,25 +81,27 @@ class Tokenizer:
             ValueError: a kind of tokenizer whose token bytes are not known.
         """
         spec = json.loads(tokenizer_json)
-        decode_spelling = _spelling_decoder(spec)
+        decode_spelling = spelling_decoder(spec)
         vocab = spec["model"]["vocab"]  # BPE: spelling -> id; Unigram: [spelling, score] by id
         pieces = (
             vocab if isinstance(vocab, dict) else {piece[0]: i for i, piece in enumerate(vocab)}
         )
         added = spec.get("added_tokens") or []
-        table = _table(pieces, decode_spelling, {entry["id"]: entry["content"] for entry in added})
+        table = token_table(
+            pieces, decode_spelling, {entry["id"]: entry["content"] for entry in added}
+        )
         special = {entry["content"]: entry["id"] for entry in added if entry["special"]}
         add_bos = tokenizer_config.get("add_bos_token")
         if not isinstance(add_bos, bool):
-            add_bos = _template_adds_bos(spec.get("post_processor"))
+            add_bos = template_adds_bos(spec.get("post_processor"))
         sentinels = _new_sentinels(special)
         return cls(
-            backend=_backend_with_sentinels(spec, sentinels),
+            backend=backend_with_sentinels(spec, sentinels),
             sentinels=sentinels,
             token_bytes=table,
             special_tokens=special,
-            bos_token=_config_token(tokenizer_config.get("bos_token")),
-            eos_token=_config_token(tokenizer_config.get("eos_token")),
+            bos_token=config_token(tokenizer_config.get("bos_token")),
+            eos_token=config_token(tokenizer_config.get("eos_token")),
             add_bos_token=add_bos,
         )
 
@@ -213,67 +222,3 @@ def _split_merges(merges: Iterable[str], special: Mapping[str, int]) -> list[tup
     """Merges as pairs, less those that would build a special token's text."""
     pairs = (merge.partition(" ") for merge in merges)
     return [(left, right) for left, _, right in pairs if left + right not in special]
-
-
-def _spelling_decoder(spec: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """How a tokenizer.json spells its tokens. Raises ValueError for a way that is not known."""
-    kind = spec.get("model", {}).get("type")
-    if kind not in ("BPE", "Unigram"):
-        raise ValueError(f"unsupported tokenizer model {kind!r} (supported: BPE, Unigram)")
-    decoder = json.dumps([spec.get("decoder"), spec.get("pre_tokenizer")])
-    if '"ByteLevel"' in decoder:
-        return byte_level_bytes
-    if '"Metaspace"' in decoder or '"ByteFallback"' in decoder or '"Replace"' in decoder:
-        return sentencepiece_bytes
-    raise ValueError("tokenizer.json has neither a byte-level nor a SentencePiece decoder")
-
-
-def _table(
-    pieces: Mapping[str, int], decode_spelling: Callable[[str], bytes], added: Mapping[int, str]
-) -> list[bytes]:
-    """Bytes by token id; added tokens are spelled as plain text."""
-    table = [b""] * (max([*pieces.values(), *added], default=-1) + 1)
-    for spelling, token_id in pieces.items():
-        table[token_id] = decode_spelling(spelling)
-    for token_id, content in added.items():
-        table[token_id] = content.encode()
-    return table
-
-
-def _template_adds_bos(post_processor: Mapping[str, Any] | None) -> bool:
-    """Whether a tokenizer.json puts a special token before a single text."""
-    if post_processor is None:
-        return False
-    steps = post_processor.get("processors", [post_processor])
-    return any("SpecialToken" in step["single"][0] for step in steps if step.get("single"))
-
-
-def _config_token(value: str | Mapping[str, Any] | None) -> str | None:
-    """A token of tokenizer_config.json: its text, or an AddedToken as an object."""
-    return value["content"] if isinstance(value, Mapping) else value
-
-
-def _backend_with_sentinels(
-    spec: dict[str, Any], sentinels: Mapping[str, str]
-) -> tokenizers.Tokenizer:
-    """The tokenizer of a parsed tokenizer.json with special tokens spelled as their sentinels.
-
-    Changes `spec`. Padding, truncation and the post-processor go: they are the caller's business.
-    """
-    spec["truncation"] = spec["padding"] = spec["post_processor"] = None
-    for entry in spec.get("added_tokens") or []:
-        if entry["special"]:
-            if entry["single_word"]:
-                raise ValueError(f"special token {entry['content']!r} is marked single_word")
-            entry["content"] = sentinels[entry["content"]]
-    model = spec["model"]
-    if model.get("unk_token") in sentinels:
-        model["unk_token"] = sentinels[model["unk_token"]]
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        model["vocab"] = {sentinels.get(text, text): i for text, i in vocab.items()}
-        merges = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
-        model["merges"] = [m for m in merges if "".join(m) not in sentinels]
-    else:
-        model["vocab"] = [[sentinels.get(text, text), score] for text, score in vocab]
-    return tokenizers.Tokenizer.from_str(json.dumps(spec))
