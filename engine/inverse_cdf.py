@@ -21,8 +21,8 @@ def draw(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     width = weights.shape[-1]
     sums = _block_sums(weights).cumsum(-1)  # (n, num_blocks), float64
     totals = sums[:, -1:]
-    # noise * total may round up to the total, which no place passes
-    target = torch.minimum((noise * totals).floor_(), totals - 1)  # (n, 1)
+    # noise is at most 1 - 2**-53, so the rounded product stays below the total
+    target = (noise * totals).floor_()  # (n, 1)
     blocks = (sums <= target).sum(-1, keepdim=True).clamp_(max=sums.shape[-1] - 1)
     before = torch.where(blocks > 0, sums.gather(-1, (blocks - 1).clamp(min=0)), 0.0)
     places = blocks * _BLOCK + torch.arange(_BLOCK, device=weights.device)  # (n, _BLOCK)

@@ -106,7 +106,7 @@ def test_weights_add_up_exactly(vocab_size: int) -> None:
     params = SamplingParams(max_tokens=9)
     truncation = Truncation.of([params], vocab_size, torch.zeros(1))
     assert vocab_size * truncation.scale <= 2**53
-    weights = weights_of(torch.randn(1, vocab_size).neg_().abs_().neg_(), truncation)
+    weights = weights_of(torch.linspace(0, -30, vocab_size).unsqueeze(0), truncation)
     assert torch.equal(weights, weights.round())
     exact = sum(int(weight) for weight in weights[0].tolist())
     assert int(weights.sum(dtype=torch.float64)) == exact
