@@ -70,16 +70,16 @@ def _serve_command(**flags: str | bool | Sequence[str] | None) -> None:
 
 def _serve(config: ServeConfig) -> int:
     # The port first: to find it taken after a download or a model load would waste minutes.
-    listener = listen(config.server.host, config.server.port)
-    path = pull(config.engine.model, Path(config.data_dir))
-    names = config.server.served_model_names or (default_name(config.engine.model, path),)
-    replace = msgspec.structs.replace
-    config = replace(
-        config,
-        server=replace(config.server, served_model_names=names),
-        engine=replace(config.engine, model=os.path.abspath(path)),
-    )
-    return supervise(config, listener)
+    with listen(config.server.host, config.server.port) as listener:
+        path = pull(config.engine.model, Path(config.data_dir))
+        names = config.server.served_model_names or (default_name(config.engine.model, path),)
+        replace = msgspec.structs.replace
+        config = replace(
+            config,
+            server=replace(config.server, served_model_names=names),
+            engine=replace(config.engine, model=os.path.abspath(path)),
+        )
+        return supervise(config, listener)
 
 
 def _parameter(option: Option) -> inspect.Parameter:

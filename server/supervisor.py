@@ -72,12 +72,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(config: ServeConfig, listener: socket.socket, *, commands: Commands | None = None) -> int:
-    """Serve until a signal; return the exit status. `config.engine.model` is a local path.
+    """Serve until a signal; return the exit status. `config.engine.model` is a local path
+    and `listener` is closed when the server stops accepting.
 
     Raises StartError when the engine or a worker ends before everything was ready.
     """
     started_s = time.monotonic()
-    with listener, tempfile.TemporaryDirectory(prefix="qwen-serve-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qwen-serve-") as folder:
         runtime = Path(folder)  # 0700
         config = msgspec.structs.replace(config, engine_address=f"ipc://{runtime}/engine")
         multiprocess_dir = None
