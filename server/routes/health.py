@@ -1,0 +1,42 @@
+"""GET /livez, /readyz and /health, for supervisors and load balancers.
+
+Live: this process answers. Ready: the engine behind it does too. /health is /readyz under the name
+that other inference servers use.
+"""
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from server.state import AppState
+
+router = APIRouter()
+
+
+class Health(msgspec.Struct, frozen=True, omit_defaults=True):
+    status: str
+    reason: str | None = None  # one sentence, absent when all is well
+
+
+@router.get("/livez")
+async def live() -> Response:
+    return _reply(Health("ok"), 200)
+
+
+@router.get("/readyz")
+@router.get("/health")
+async def ready(request: Request) -> Response:
+    state: AppState = request.app.state.qwen
+    reason = state.engine.health()
+    if reason is None:
+        return _reply(Health("ok"), 200)
+    return _reply(Health("unavailable", reason), 503)
+
+
+def _reply(health: Health, status: int) -> Response:
+    # a cached "ok" would hide an outage
+    return Response(
+        msgspec.json.encode(health),
+        status_code=status,
+        headers={"cache-control": "no-store"},
+        media_type="application/json",
+    )

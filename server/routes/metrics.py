@@ -1,0 +1,15 @@
+"""GET /metrics, in Prometheus' text format."""
+
+from fastapi import APIRouter, Request, Response
+
+from server.state import AppState
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    state: AppState = request.app.state.qwen
+    body, content_type = state.metrics.render()
+    # a header, as a media_type would be given a second charset
+    return Response(body, headers={"content-type": content_type})

@@ -1,0 +1,65 @@
+"""The real application around a fake engine and a byte tokenizer, reached without a socket."""
+
+import httpx
+import tokenizers
+from server.app import create_app
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from engine.fake import FakeEngine
+from protocol.prompt import ChatTemplate
+from protocol.tokenizer import Tokenizer
+from server.config import ServerConfig
+from server.metrics import Metrics
+from server.state import AppState, ServedModel
+
+NAMES = ("org/small", "alias")
+END = 256  # id of <|end|>; below it, ids are bytes in the order of the GPT-2 alphabet
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}{{ answerer | default('assistant') }}:{% endif %}"
+)
+
+
+def byte_tokenizer(*, add_bos_token: bool = False) -> Tokenizer:
+    """One id for each byte, <|end|> and <s>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in ("<|end|>", "<s>")]
+    )
+    config = {"eos_token": "<|end|>", "bos_token": "<s>", "add_bos_token": add_bos_token}
+    return Tokenizer.from_json(backend.to_str(), config)
+
+
+def small_state(
+    config: ServerConfig | None = None,
+    engine: FakeEngine | None = None,
+    *,
+    add_bos_token: bool = False,
+    has_chat_template: bool = True,
+) -> AppState:
+    tokenizer = byte_tokenizer(add_bos_token=add_bos_token)
+    engine = engine or FakeEngine(eos_token_ids=[END])
+    model = ServedModel(
+        names=NAMES,
+        created=1_700_000_000,
+        tokenizer=tokenizer,
+        chat_template=ChatTemplate(TEMPLATE, tokenizer) if has_chat_template else None,
+        eos_token_ids=(END,),
+        sampling_defaults={},
+        max_model_len=100,
+    )
+    return AppState(
+        config=config or ServerConfig(),
+        engine=engine,
+        model=model,
+        metrics=Metrics(NAMES[0], engine.stats),
+    )
+
+
+def client_of(state: AppState) -> httpx.AsyncClient:
+    """An HTTP client of the application; use it as a context manager."""
+    transport = httpx.ASGITransport(create_app(state))
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
