@@ -4,13 +4,26 @@ There are no event names. The encoder is on the path of every token; the decoder
 clients. Framing: WHATWG HTML, 9.2.6.
 """
 
+import secrets
+
 DONE = b"data: [DONE]\n\n"
 CONTENT_TYPE = "text/event-stream"
+
+_OBFUSCATION_STEP = 16
 
 
 def frame(data: bytes) -> bytes:
     """Return one event holding `data`, which must have no line break (JSON encoders write none)."""
     return b"data: " + data + b"\n\n"
+
+
+def obfuscation(text: str) -> str:
+    """Return random characters that, with `text`, fill a multiple of 16 bytes.
+
+    An eavesdropper could otherwise tell tokens by the sizes of the events (arXiv:2403.09751).
+    """
+    num_missing = -len(text.encode()) % _OBFUSCATION_STEP
+    return secrets.token_urlsafe(num_missing)[:num_missing]
 
 
 class SseDecoder:

@@ -1,0 +1,134 @@
+"""The sequences of one API request while the engine works on them.
+
+Merges their events, feeds each choice and sees to it that the engine stops when nobody listens any
+more. Knows no wire format. Used by server/streaming.py.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from engine.client import EngineClient
+from engine.errors import InvariantViolated
+from engine.messages import EngineRequest, Event, Finished, TokenEvent
+from protocol.errors import ApiError
+from protocol.tokenizer import Tokenizer
+from protocol.usage import Usage, count_usage
+from server.choice import Choice, Delta, TextOptions
+from server.metrics import RequestTimer
+
+
+class Generation:
+    """Runs `requests` and yields what they add to the reply.
+
+    One task for each sequence moves its events into a common list, so that everything that has
+    arrived by the time it is read is read at once. `close` must be called in every case; it awaits
+    nothing, as whoever calls it may be in the middle of being cancelled.
+    """
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        requests: Sequence[EngineRequest],
+        tokenizer: Tokenizer,
+        options: TextOptions,
+        timer: RequestTimer,
+        candidates_per_prompt: int,
+    ) -> None:
+        self.choices = [Choice(request, tokenizer, options) for request in requests]
+        self._engine = engine
+        self._timer = timer
+        self._candidates_per_prompt = candidates_per_prompt
+        self._arrived: list[tuple[int, Event | Exception]] = []
+        self._has_arrived = asyncio.Event()
+        self._num_running = len(requests)
+        self._num_events = 0
+        self._outcome: str | None = None
+        self._tasks = [
+            asyncio.create_task(self._pump(index, request))
+            for index, request in enumerate(requests)
+        ]
+
+    async def _pump(self, index: int, request: EngineRequest) -> None:
+        event: Event | None = None
+        try:
+            async for event in self._engine.generate(request):
+                self._put(index, event)
+            if not isinstance(event, Finished):
+                raise InvariantViolated(f"no terminal event for sequence {request.id}")
+        except Exception as exc:  # handed on: raised where the events are read
+            self._put(index, exc)
+
+    def _put(self, index: int, event: Event | Exception) -> None:
+        self._arrived.append((index, event))
+        self._has_arrived.set()
+
+    async def next_deltas(self) -> list[tuple[int, Delta]] | None:
+        """Wait for events and return their deltas with their choices' indices; None at the end.
+
+        The list may be empty. Raises ApiError or EngineError, after which nothing more comes.
+        """
+        if not self._num_running:
+            return None
+        await self._has_arrived.wait()
+        self._has_arrived.clear()
+        arrived, self._arrived = self._arrived, []
+        deltas = []
+        for index, event in arrived:
+            if isinstance(event, Exception):
+                self._outcome = "internal"
+                raise event
+            delta = self._feed(index, event)
+            if delta is not None:
+                deltas.append((index, delta))
+        return deltas
+
+    def _feed(self, index: int, event: Event) -> Delta | None:
+        choice = self.choices[index]
+        if index == 0 and isinstance(event, TokenEvent) and event.token_ids:
+            self._time_tokens(len(event.token_ids))
+        try:
+            delta = choice.feed(event)
+        except ApiError as error:
+            self._outcome = error.code or "internal"
+            raise
+        if choice.has_ended:
+            self._num_running -= 1
+        elif delta is not None and delta.finish_reason is not None:
+            # a stop string: the engine does not know. Its terminal event brings the cache's count
+            self._engine.abort(choice.request.id)
+        return delta
+
+    def _time_tokens(self, count: int) -> None:
+        # of the first choice only: the gaps between tokens of different choices mean nothing
+        if self._num_events == 0:
+            self._timer.first_token()
+        else:
+            self._timer.token(count)
+        self._num_events += 1
+
+    def usage(self) -> Usage:
+        """Counts so far; a prompt is counted once for all its candidates."""
+        firsts = self.choices[:: self._candidates_per_prompt]
+        return count_usage(
+            prompt_tokens=sum(len(choice.request.prompt_token_ids) for choice in firsts),
+            cached_tokens=sum(choice.num_cached_tokens for choice in firsts),
+            completion_tokens=sum(choice.num_output_tokens for choice in self.choices),
+        )
+
+    def close(self) -> None:
+        """Abort what still runs and report the request's end. May be called more than once."""
+        for choice, task in zip(self.choices, self._tasks, strict=True):
+            if not choice.has_ended:
+                self._engine.abort(choice.request.id)
+            task.cancel()
+        usage = self.usage()
+        self._timer.finished(
+            outcome=self._outcome or self._natural_outcome(),
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.prompt_tokens_details.cached_tokens,
+            output_tokens=usage.completion_tokens,
+        )
+
+    def _natural_outcome(self) -> str:
+        reason = self.choices[0].finish_reason
+        return "abort" if self._num_running or reason is None else reason
