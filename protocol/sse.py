@@ -22,7 +22,7 @@ def obfuscation(text: str) -> str:
 
     An eavesdropper could otherwise tell tokens by the sizes of the events (arXiv:2403.09751).
     """
-    num_missing = -len(text.encode()) % _OBFUSCATION_STEP
+    num_missing = _OBFUSCATION_STEP - len(text.encode()) % _OBFUSCATION_STEP
     return secrets.token_urlsafe(num_missing)[:num_missing]
 
 

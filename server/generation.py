@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from engine.client import EngineClient
 from engine.errors import InvariantViolated
 from engine.messages import EngineRequest, Event, Finished, TokenEvent
-from protocol.errors import ApiError
 from protocol.tokenizer import Tokenizer
 from protocol.usage import Usage, count_usage
 from server.choice import Choice, Delta, TextOptions
@@ -42,7 +41,7 @@ class Generation:
         self._has_arrived = asyncio.Event()
         self._num_running = len(requests)
         self._num_events = 0
-        self._outcome: str | None = None
+        self._failure: Exception | None = None
         self._tasks = [
             asyncio.create_task(self._pump(index, request))
             for index, request in enumerate(requests)
@@ -67,30 +66,32 @@ class Generation:
 
         The list may be empty. Raises ApiError or EngineError, after which nothing more comes.
         """
+        if self._failure is not None:
+            raise self._failure
         if not self._num_running:
             return None
         await self._has_arrived.wait()
         self._has_arrived.clear()
         arrived, self._arrived = self._arrived, []
         deltas = []
-        for index, event in arrived:
-            if isinstance(event, Exception):
-                self._outcome = "internal"
-                raise event
-            delta = self._feed(index, event)
-            if delta is not None:
-                deltas.append((index, delta))
-        return deltas
+        try:
+            for index, event in arrived:
+                if isinstance(event, Exception):
+                    raise event
+                delta = self._feed(index, event)
+                if delta is not None:
+                    deltas.append((index, delta))
+        except Exception as exc:
+            self._failure = exc
+            if not deltas:
+                raise
+        return deltas  # what came before the failure is the client's
 
     def _feed(self, index: int, event: Event) -> Delta | None:
         choice = self.choices[index]
         if index == 0 and isinstance(event, TokenEvent) and event.token_ids:
             self._time_tokens(len(event.token_ids))
-        try:
-            delta = choice.feed(event)
-        except ApiError as error:
-            self._outcome = error.code or "internal"
-            raise
+        delta = choice.feed(event)
         if choice.has_ended:
             self._num_running -= 1
         elif delta is not None and delta.finish_reason is not None:
@@ -123,12 +124,14 @@ class Generation:
             task.cancel()
         usage = self.usage()
         self._timer.finished(
-            outcome=self._outcome or self._natural_outcome(),
+            outcome=self._outcome(),
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.prompt_tokens_details.cached_tokens,
             output_tokens=usage.completion_tokens,
         )
 
-    def _natural_outcome(self) -> str:
+    def _outcome(self) -> str:
+        if self._failure is not None:
+            return getattr(self._failure, "code", None) or "internal"
         reason = self.choices[0].finish_reason
         return "abort" if self._num_running or reason is None else reason
