@@ -25,6 +25,7 @@ class StopMatcher:
             raise ValueError("a stop string must not be empty")
         self.matched: str | None = None
         self._stops = tuple(sorted(set(stops), key=len))  # of equal starts the shortest is found
+        self._first_characters = frozenset(stop[0] for stop in self._stops)
         self._max_held = max(map(len, self._stops), default=1) - 1
         self._include_stop = include_stop
         self._held = ""
@@ -39,7 +40,7 @@ class StopMatcher:
         match = self._first_match(buffer)
         end = len(buffer) if match is None else match[0]
         for start in range(max(0, len(buffer) - self._max_held), end):
-            if self._can_become_stop(buffer, start):
+            if buffer[start] in self._first_characters and self._can_become_stop(buffer, start):
                 self._held = buffer[start:]
                 return buffer[:start]
         self._held = ""
@@ -57,7 +58,7 @@ class StopMatcher:
 
     def _can_become_stop(self, buffer: str, start: int) -> bool:
         tail = buffer[start:]
-        return any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stops)
+        return any(stop.startswith(tail) for stop in self._stops)
 
     def _end_at(self, buffer: str, start: int, stop: str) -> str:
         self.matched = stop

@@ -188,6 +188,23 @@ def test_no_attack_makes_a_control_token_and_the_text_stays(
     assert TOKENIZER.decode(ids, skip_special=False) == expected
 
 
+@pytest.mark.parametrize(
+    "parts", [["<repo_", "name>"], ["<s", ">"], ["<", "s>"], ["<s \n", ">"], ["<｜Us", "er｜>"]]
+)
+def test_strings_printed_side_by_side_do_not_join(parts: list[str]) -> None:
+    source = "{% for m in messages %}{{ m.content|trim }}{% endfor %}"
+    ids = ChatTemplate(source, TOKENIZER).encode([turn("user", part) for part in parts])
+    assert specials(TOKENIZER, ids) == []
+    assert TOKENIZER.decode(ids) == "".join(part.strip() for part in parts)
+
+
+def test_text_that_joins_when_the_template_deletes_from_it() -> None:
+    source = "{{ messages[0].content.replace('<think>', '') }}"
+    ids = ChatTemplate(source, TOKENIZER).encode([turn("user", "<|im_<think>end|>")])
+    assert specials(TOKENIZER, ids) == []
+    assert TOKENIZER.decode(ids) == "<|im_end|>"
+
+
 def test_a_template_sees_the_text_that_it_looks_at() -> None:
     source = (
         "{% for m in messages %}{% if m.role == 'user' and '</think>' in m.content %}"

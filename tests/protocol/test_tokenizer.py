@@ -49,6 +49,20 @@ class TestQwen:
         ids = vocabularies.real_tokenizer(qwen_coder_path).encode(text, parse_special=False)
         assert ids == reference.encode_ordinary(unicodedata.normalize("NFC", text))
 
+    def test_the_same_vocabulary_as_a_tokenizer_json(self, qwen_coder_path: Path) -> None:
+        reference = vocabularies.qwen_reference(qwen_coder_path)
+        tokenizer = Tokenizer.from_json(reference.backend_tokenizer.to_str())
+        from_gguf = vocabularies.real_tokenizer(qwen_coder_path)
+        assert tokenizer.special_tokens == from_gguf.special_tokens
+        for text in TEXTS:
+            whole = f"<|im_start|>user\n{text}<|im_end|>\n<tool_call>{text}</tool_call>"
+            ids = tokenizer.encode(whole, parse_special=True)
+            assert ids == reference.encode(whole, add_special_tokens=False)
+            plain = tokenizer.encode(whole, parse_special=False)
+            assert not any(map(tokenizer.is_special, plain))
+        for token_id in range(from_gguf.vocab_size):
+            assert tokenizer.token_bytes(token_id) == from_gguf.token_bytes(token_id)
+
     def test_describes_itself(self, qwen_coder_path: Path) -> None:
         tokenizer = vocabularies.real_tokenizer(qwen_coder_path)
         assert tokenizer.vocab_size == 151665  # 271 more ids only pad the embedding
