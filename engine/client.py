@@ -1,7 +1,8 @@
 """How a server reaches an engine. Torch-free.
 
-`EngineClient` is the seam: server code knows only this. `engine/ipc.py` has the ZeroMQ implementation and
-`engine/fake.py` one without a model, for tests and for measuring the front end alone.
+`EngineClient` is the seam: server code knows only this. `engine/ipc.py` has the ZeroMQ
+implementation and `engine/fake.py` one without a model, for tests and for measuring the front end
+alone.
 """
 
 from collections.abc import AsyncIterator
@@ -14,20 +15,23 @@ class EngineClient(Protocol):
     """A connection to one engine, used from one event loop."""
 
     async def start(self) -> EngineInfo:
-        """Connect and wait until the engine has loaded its model. Raises EngineDead if it never does."""
+        """Connect and wait until the engine has loaded its model."""
         ...
 
     def generate(self, request: EngineRequest) -> AsyncIterator[Event]:
-        """Submit a request and yield its events: any number of TokenEvent, then exactly one Finished.
+        """Submit a request and yield its events: TokenEvents, then exactly one Finished.
 
-        The request is submitted at the first iteration. Closing the iterator early aborts the request; that takes no
-        await, so it also works while the calling task is being cancelled. Engine death is a Finished with a Fault of
-        code "engine_dead", not an exception.
+        The request is submitted at the first iteration. Closing the iterator early aborts the
+        request; that takes no await, so it also works while the calling task is being cancelled.
+        Engine death is a Finished with a Fault of code "engine_dead", not an exception.
         """
         ...
 
     def abort(self, request_id: str) -> None:
-        """Ask the engine to stop a request; its iterator still ends in Finished (reason "abort"). Unknown id: no-op."""
+        """Ask the engine to stop a request; its iterator still ends in Finished ("abort").
+
+        An unknown id is a no-op: it may just have finished.
+        """
         ...
 
     def stats(self) -> EngineStats:

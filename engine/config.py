@@ -1,4 +1,4 @@
-"""The engine's options. Torch-free and frozen; built once from file, environment and flags by server/cli.py."""
+"""The engine's options. Torch-free and frozen; built once by server/settings.py."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Options as given; "auto" and None are resolved when the model is loaded (engine/model_runner.py)."""
+    """Options as given; engine/model_runner.py resolves "auto" and None when it loads the model."""
 
     model: str  # a local path: a folder in the hub's layout or a .gguf file
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

@@ -1,6 +1,7 @@
-"""What crosses the queue between a server and an engine: frozen msgspec structs, token ids only, never text.
+"""What crosses the queue between a server and an engine: frozen structs, ids and never text.
 
-Torch-free, imported by both sides. The engine never sees a string of the client's; the server never sees a tensor.
+Torch-free, imported by both sides. The engine never sees a string of the client's; the server
+never sees a tensor.
 """
 
 from typing import Literal
@@ -19,7 +20,10 @@ FaultCode = Literal[
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Per-request sampling numbers, already resolved: defaults applied, seed drawn, ranges checked by the server."""
+    """Per-request sampling numbers, already resolved.
+
+    The server has applied the defaults, drawn a seed and checked the ranges.
+    """
 
     max_tokens: int  # >= 0; 0 computes the prompt only (echo with logprobs)
     seed: int = 0  # 0 <= seed < 2**64; noise is a function of (seed, position) only
@@ -41,7 +45,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="add"):
-    """One sequence to generate. n choices of one API request are n of these with ids of their own."""
+    """One sequence to generate. n choices of an API request are n of these, each with its id."""
 
     id: str
     prompt_token_ids: list[int]
@@ -55,11 +59,11 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """A client's first message; the engine answers with EngineInfo and sends EngineStats from then on."""
+    """A client's first message; answered with EngineInfo, and EngineStats from then on."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probabilities (natural log) of one position, of the model's distribution before any sampling parameter."""
+    """Log-probabilities (natural log) at one position, before any sampling parameter is applied."""
 
     token_id: int
     logprob: float
@@ -106,7 +110,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="info"):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
-    """A snapshot; counters run from the engine's start. Sent at least once a second, also when idle."""
+    """A snapshot, sent at least once a second between steps; counters run from the start."""
 
     num_running: int = 0
     num_waiting: int = 0

@@ -1,0 +1,165 @@
+"""Options -> a loaded engine: resolves what they leave open and refuses what cannot work.
+
+The one place where checkpoint, weights, KV cache, sampler and engine are put together.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from engine import kv_cache, weights
+from engine.backends.reference import ReferenceBackend
+from engine.checkpoint import Checkpoint
+from engine.config import EngineConfig
+from engine.core import Engine
+from engine.errors import CheckpointError, ConfigError
+from engine.messages import EngineInfo
+from engine.model_runner import ModelRunner
+from engine.models.config import DecoderConfig
+from engine.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+_UNUSED_TOKEN = 5  # GGUF token type
+
+
+def load_engine(config: EngineConfig) -> Engine:
+    """Load the model that `config` names and build the engine around it.
+
+    Raises ConfigError and CheckpointError with a sentence fit to be shown to the user.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    device = resolve_device(config.device)
+    with _phase("read checkpoint"):
+        checkpoint = Checkpoint.open(config.model)
+        decoder_config = weights.decoder_config(checkpoint)
+    dtype = weights.resolve_dtype(config.dtype, checkpoint, device)
+    max_model_len = resolve_max_model_len(config, decoder_config)
+    token_budget = resolve_token_budget(config, device)
+    backend = ReferenceBackend()
+    with _phase("load weights"):
+        decoder = weights.load_decoder(checkpoint, dtype, device, backend)
+    num_blocks = resolve_num_blocks(config, decoder_config, dtype, device, max_model_len)
+    with _phase("allocate KV cache"):
+        cache = kv_cache.KVCache.allocate(
+            decoder_config, num_blocks, config.block_size, dtype, device
+        )
+    info = EngineInfo(
+        max_model_len=max_model_len,
+        vocab_size=decoder_config.vocab_size,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        backend=backend.name,
+    )
+    num_valid = num_valid_tokens(checkpoint)
+    sampler = Sampler(decoder_config.vocab_size, checkpoint.eos_token_ids, num_valid)
+    logger.info(
+        "model loaded",
+        extra={"fields": {**_as_fields(info), "kv_cache_tokens": num_blocks * config.block_size}},
+    )
+    return Engine(
+        ModelRunner(decoder, cache, sampler, info, device, num_valid),
+        info,
+        eos_token_ids=checkpoint.eos_token_ids,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=token_budget,
+        enable_prefix_caching=config.enable_prefix_caching,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that --device means; "auto" is CUDA where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was asked for, but torch finds no CUDA device.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def resolve_max_model_len(config: EngineConfig, decoder_config: DecoderConfig) -> int:
+    """The context length that is served, at most the checkpoint's own."""
+    own = decoder_config.max_position_embeddings
+    if config.max_model_len is None:
+        return own
+    if not 1 <= config.max_model_len <= own:
+        raise ConfigError(
+            f"--max-model-len {config.max_model_len} is not within 1 to {own}, "
+            "the context that the model was trained for."
+        )
+    return config.max_model_len
+
+
+def resolve_token_budget(config: EngineConfig, device: torch.device) -> int:
+    """Tokens of one step; every running sequence must be able to decode in it."""
+    if config.max_num_seqs < 1:
+        raise ConfigError(f"--max-num-seqs {config.max_num_seqs} is less than 1.")
+    if config.max_num_batched_tokens is None:
+        return max(8192 if device.type == "cuda" else 512, config.max_num_seqs)
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens {config.max_num_batched_tokens} is less than "
+            f"--max-num-seqs {config.max_num_seqs}: not every sequence could decode in a step."
+        )
+    return config.max_num_batched_tokens
+
+
+def resolve_num_blocks(
+    config: EngineConfig,
+    decoder_config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+) -> int:
+    """Blocks of the KV cache: what the memory holds, at most what can ever be in use."""
+    if config.block_size < 1:
+        raise ConfigError(f"--block-size {config.block_size} is less than 1.")
+    block_bytes = kv_cache.bytes_per_block(decoder_config, config.block_size, dtype)
+    cache_bytes = config.kv_cache_memory_bytes
+    if cache_bytes is None:
+        cache_bytes = kv_cache.auto_kv_cache_bytes(device)
+    num_blocks = cache_bytes // block_bytes
+    if num_blocks < 1:
+        raise ConfigError(
+            f"A KV cache of {cache_bytes} bytes does not hold one block of {config.block_size} "
+            f"tokens, which takes {block_bytes} bytes."
+        )
+    blocks_per_sequence = -(-max_model_len // config.block_size)
+    return min(num_blocks, blocks_per_sequence * config.max_num_seqs)
+
+
+def num_valid_tokens(checkpoint: Checkpoint) -> int:
+    """Ids below this are tokens; the rows above only pad the embedding and are never sampled."""
+    vocab_size = int(checkpoint.config["vocab_size"])
+    if checkpoint.gguf_vocabulary is not None:
+        types = checkpoint.gguf_vocabulary.token_types
+        used = (i for i in range(len(types) - 1, -1, -1) if types[i] != _UNUSED_TOKEN)
+        return min(next(used) + 1, vocab_size)
+    if checkpoint.tokenizer_json is None:
+        return vocab_size
+    try:
+        tokenizer = json.loads(checkpoint.tokenizer_json)
+        vocab = tokenizer["model"]["vocab"]
+        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        added = (token["id"] for token in tokenizer.get("added_tokens", ()))
+        return min(max(max(ids), max(added, default=0)) + 1, vocab_size)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise CheckpointError(f"{checkpoint.path}: tokenizer.json is not valid: {exc!r}") from exc
+
+
+@contextmanager
+def _phase(name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds = round(time.perf_counter() - started, 3)
+    logger.info(name, extra={"fields": {"seconds": seconds}})
+
+
+def _as_fields(info: EngineInfo) -> dict[str, object]:
+    return {name: getattr(info, name) for name in info.__struct_fields__}
