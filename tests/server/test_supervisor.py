@@ -1,0 +1,287 @@
+"""server/supervisor.py with real processes: start, failure, restart, drain, and no orphans.
+
+The engine is played by tests/server/children.py; so is the worker, except in the last tests.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import pytest
+
+from server.supervisor import StartError, listen
+from tests.server.supervised import API_KEY
+
+T = TypeVar("T")
+
+REPOSITORY = Path(__file__).parent.parent.parent
+DEADLINE_S = 120.0  # only how long a broken build hangs
+
+
+def wait_until(look: Callable[[], T]) -> T:
+    """Poll until `look` returns something true, and return that."""
+    give_up_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < give_up_s:
+        if found := look():
+            return found
+        time.sleep(0.02)
+    raise TimeoutError("it never happened")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Supervised:
+    """A running supervisor and what it said."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.stdout = (folder / "stdout").open("w+")
+        self.stderr = (folder / "stderr").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.server.supervised", str(folder), *arguments],
+            cwd=REPOSITORY,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+            stdin=subprocess.DEVNULL,
+            stdout=self.stdout,
+            stderr=self.stderr,
+        )
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.stdout.close()
+        self.stderr.close()
+
+    def said(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+    def pids(self, kind: str) -> list[int]:
+        return [int(path.suffix[1:]) for path in self.folder.glob(f"{kind}.*")]
+
+    def pid(self, kind: str) -> int:
+        return wait_until(lambda: self.pids(kind))[0]
+
+    def wait_ready(self) -> str:
+        def ready() -> str:
+            assert self.process.poll() is None, self.said("stderr")
+            return self.said("stdout")
+
+        return wait_until(ready)
+
+    def ask_stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE_S)
+
+
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started = []
+
+    def begin(
+        engine: str = "good", worker: str = "good", workers: int = 1, model: str = "/m"
+    ) -> Supervised:
+        started.append(Supervised(tmp_path, engine, worker, str(workers), model))
+        return started[-1]
+
+    yield begin
+    for supervised in started:
+        supervised.close()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_it_says_when_it_is_ready_and_leaves_nothing_behind(start: Start, workers: int) -> None:
+    supervised = start(workers=workers)
+    line = supervised.wait_ready()
+    port = supervised.said("port")
+    assert re.fullmatch(rf"ready: http://127\.0\.0\.1:{port}/v1 model m in \d+\.\d s\n", line), line
+    (runtime,) = [path for path in supervised.temporary.iterdir() if "qwen-serve" in path.name]
+    assert runtime.stat().st_mode & 0o777 == 0o700
+    pids = supervised.pids("engine") + supervised.pids("worker")
+    assert len(pids) == 1 + workers
+    supervised.ask_stop()
+    assert supervised.wait() == 0
+    assert not any(is_alive(pid) for pid in pids)
+    assert not runtime.exists()
+
+
+@pytest.mark.parametrize(
+    ("engine", "worker", "message"),
+    [
+        ("refuse", "wait", "the engine does not like it"),
+        ("wait", "refuse", "the worker does not like it"),
+        ("crash", "wait", "the engine ended with exit status 7"),
+        ("wait", "crash", "HTTP worker 0 ended with exit status 7"),
+    ],
+)
+def test_a_child_that_ends_before_ready_ends_it_all(
+    start: Start, engine: str, worker: str, message: str
+) -> None:
+    supervised = start(engine, worker)
+    assert supervised.wait() == 1
+    errors = [line for line in supervised.said("stderr").splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: {message}"]
+    assert "Traceback" not in supervised.said("stderr")
+    assert not any(is_alive(p) for p in supervised.pids("engine") + supervised.pids("worker"))
+
+
+def test_a_log_line_of_a_child_is_passed_on(start: Start) -> None:
+    supervised = start("refuse", "wait")
+    supervised.wait()
+    assert "a log line\n" in supervised.said("stderr")
+
+
+@pytest.mark.parametrize("kind", ["engine", "worker"])
+def test_a_child_that_dies_later_is_started_again(start: Start, kind: str) -> None:
+    supervised = start()
+    supervised.wait_ready()
+    os.kill(supervised.pid(kind), signal.SIGKILL)
+    wait_until(lambda: len(supervised.pids(kind)) == 2)
+    assert supervised.process.poll() is None
+    logged = [json.loads(line) for line in supervised.said("stderr").splitlines()]
+    (record,) = [entry for entry in logged if entry["event"] == "child ended"]
+    assert "SIGKILL" in record["how"]
+    supervised.ask_stop()
+    assert supervised.wait() == 0
+
+
+@pytest.mark.parametrize("engine", ["good", "wait"])
+def test_children_do_not_outlive_a_killed_supervisor(start: Start, engine: str) -> None:
+    supervised = start(engine)
+    pids = [supervised.pid("engine"), supervised.pid("worker")]
+    supervised.process.kill()
+    wait_until(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def test_a_second_signal_kills(start: Start) -> None:
+    supervised = start(worker="stubborn")
+    supervised.wait_ready()
+    worker = supervised.pid("worker")
+    supervised.ask_stop()
+    wait_until(lambda: "stopping" in supervised.said("stderr"))
+    assert is_alive(worker)
+    supervised.ask_stop()
+    supervised.wait()
+    assert not is_alive(worker)
+
+
+def test_a_signal_while_loading_stops(start: Start) -> None:
+    supervised = start("wait", "wait")
+    pids = [supervised.pid("engine"), supervised.pid("worker")]
+    supervised.ask_stop()
+    assert supervised.wait() == 0
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_no_key_is_in_a_list_of_processes(start: Start) -> None:
+    supervised = start()
+    supervised.wait_ready()
+    for pid in (supervised.pid("engine"), supervised.pid("worker")):
+        for name in ("cmdline", "environ"):
+            assert API_KEY.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+
+
+def test_a_port_in_use() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(StartError, match=f"port {port} on 127.0.0.1 is in use"):
+            listen("127.0.0.1", port)
+
+
+def test_a_host_that_is_not_ours() -> None:
+    with pytest.raises(StartError, match=r"cannot listen on 192\.0\.2\.1"):
+        listen("192.0.2.1", 0)
+    with pytest.raises(StartError, match=r"nowhere\.invalid cannot be listened on"):
+        listen("nowhere.invalid", 0)
+
+
+# From here on the worker is the real one.
+
+
+def get(port: str, path: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    with httpx.Client(headers=headers, timeout=DEADLINE_S) as client:
+        return client.get(f"http://127.0.0.1:{port}{path}")
+
+
+@pytest.mark.real_model
+def test_the_worker_answers_while_the_engine_loads(start: Start, smollm2_path: Path) -> None:
+    supervised = start("late", "real", model=str(smollm2_path))
+    wait_until((supervised.folder / "port").exists)
+    port = wait_until(lambda: supervised.said("port"))
+    assert get(port, "/livez").status_code == 200
+    assert get(port, "/readyz").status_code == 503
+    early = get(port, "/v1/models")
+    assert early.status_code == 503
+    assert early.headers["retry-after"] == "1"
+    assert early.json()["error"]["code"] == "engine_unavailable"
+    (supervised.folder / "go").touch()
+    supervised.wait_ready()
+    assert get(port, "/readyz").status_code == 200
+    assert get(port, "/v1/models").json()["data"][0]["id"] == "m"
+
+
+@pytest.mark.real_model
+def test_a_running_stream_is_finished_before_it_stops(start: Start, smollm2_path: Path) -> None:
+    supervised = start("good", "real", model=str(smollm2_path))
+    supervised.wait_ready()
+    port = int(supervised.said("port"))
+    body = {"model": "m", "prompt": "Hi", "max_tokens": 20, "stream": True}
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    with (
+        httpx.Client(headers=headers, timeout=DEADLINE_S) as client,
+        client.stream("POST", url, json=body) as response,
+    ):
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        next(lines)
+        supervised.ask_stop()
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert supervised.wait() == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.real_model
+def test_a_stream_ends_in_an_error_when_its_engine_dies(start: Start, smollm2_path: Path) -> None:
+    supervised = start("good", "real", model=str(smollm2_path), workers=2)
+    supervised.wait_ready()
+    port = supervised.said("port")
+    body = {"model": "m", "prompt": "Hi", "max_tokens": 1000, "stream": True}
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    with (
+        httpx.Client(headers=headers, timeout=DEADLINE_S) as client,
+        client.stream("POST", url, json=body) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(supervised.pid("engine"), signal.SIGKILL)
+        rest = [line for line in lines if line]
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["type"] == "server_error"
+    wait_until(lambda: len(supervised.pids("engine")) == 2)
+    wait_until(lambda: get(port, "/readyz").status_code == 200)
+    assert "qwen_serve_requests_total" in get(port, "/metrics").text
