@@ -73,4 +73,7 @@ def backend_with_sentinels(
         model["merges"] = [m for m in merges if "".join(m) not in sentinels]
     else:
         model["vocab"] = [[sentinels.get(text, text), score] for text, score in vocab]
-    return tokenizers.Tokenizer.from_str(json.dumps(spec))
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"the tokenizer.json cannot be used: {error}") from error

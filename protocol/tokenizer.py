@@ -131,11 +131,14 @@ class Tokenizer:
         special = {t: i for i, t in enumerate(tokens) if token_types[i] == _CONTROL}
         user_defined = [t for i, t in enumerate(tokens) if token_types[i] == _USER_DEFINED]
         sentinels = _new_sentinels(special)
-        bpe = models.BPE(
-            vocab={sentinels.get(token, token): i for i, token in enumerate(tokens)},
-            merges=_split_merges(merges, special),
-            ignore_merges=rule.ignore_merges,
-        )
+        try:
+            bpe = models.BPE(
+                vocab={sentinels.get(token, token): i for i, token in enumerate(tokens)},
+                merges=_split_merges(merges, special),
+                ignore_merges=rule.ignore_merges,
+            )
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the GGUF vocabulary cannot be used: {error}") from error
         backend = tokenizers.Tokenizer(bpe)
         normalizer = rule.normalizer()
         if normalizer is not None:
@@ -152,8 +155,8 @@ class Tokenizer:
                 _gguf_token_bytes(t, kind) for t, kind in zip(tokens, token_types, strict=True)
             ],
             special_tokens=special,
-            bos_token=None if bos_token_id is None else tokens[bos_token_id],
-            eos_token=None if eos_token_id is None else tokens[eos_token_id],
+            bos_token=_token_at(tokens, bos_token_id),
+            eos_token=_token_at(tokens, eos_token_id),
             add_bos_token=add_bos_token,
         )
 
@@ -210,6 +213,14 @@ class Tokenizer:
 def _new_sentinels(special: Iterable[str]) -> dict[str, str]:
     """Spellings that no text contains: 96 random bits between private-use characters."""
     return {text: f"\ue000{secrets.token_hex(12)}\ue001" for text in special}
+
+
+def _token_at(tokens: Sequence[str], token_id: int | None) -> str | None:
+    if token_id is None:
+        return None
+    if not 0 <= token_id < len(tokens):
+        raise ValueError(f"token id {token_id} is outside the vocabulary of {len(tokens)}")
+    return tokens[token_id]
 
 
 def _gguf_token_bytes(token: str, kind: int) -> bytes:

@@ -1,5 +1,6 @@
 """Tokenizer: ids equal transformers' and tiktoken's; text never becomes a control token."""
 
+import json
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -210,6 +211,8 @@ def test_small_gguf_vocabulary() -> None:
         ({"pre": "mystery-bpe"}, "mystery-bpe"),
         ({"model": "llama"}, "llama"),
         ({"token_types": [1]}, "token types"),
+        ({"merges": ["a x"]}, "cannot be used"),
+        ({"bos_token_id": 6}, "outside the vocabulary"),
     ],
 )
 def test_gguf_refusals(changes: dict[str, object], message: str) -> None:
@@ -272,6 +275,12 @@ def test_json_refusals() -> None:
     no_decoder = vocabularies.changed(vocabularies.llama2_like(), decoder=None)
     with pytest.raises(ValueError, match="decoder"):
         Tokenizer.from_json(no_decoder)
+    with pytest.raises(ValueError, match="cannot be used"):
+        Tokenizer.from_json(
+            vocabularies.changed(vocabularies.llama2_like(), normalizer={"type": 1})
+        )
+    with pytest.raises(ValueError, match="Expecting value"):
+        Tokenizer.from_json("not json")
     backend = vocabularies.byte_level_small()
     backend.add_special_tokens([AddedToken("word", single_word=True)])
     with pytest.raises(ValueError, match="single_word"):
@@ -294,3 +303,17 @@ def test_encode_from_several_threads() -> None:
     expected = [both(text) for text in texts]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(both, texts)) == expected
+
+
+def test_a_normal_token_outside_the_byte_alphabet_is_plain_text() -> None:
+    tokens = {"tokens": ["<|end|>", "a", "你 好"], "token_types": [3, 1, 1], "merges": []}
+    tokenizer = Tokenizer.from_gguf(**gguf_arguments(**tokens))  # type: ignore[arg-type]
+    assert tokenizer.token_bytes(2) == "你 好".encode()
+
+
+def test_special_ids_that_do_not_follow_the_vocabulary() -> None:
+    spec = json.loads(vocabularies.byte_level_small().to_str())
+    for entry in spec["added_tokens"]:
+        entry["id"] += 1000
+    with pytest.raises(ValueError, match="does not fit"):
+        Tokenizer.from_json(json.dumps(spec))
