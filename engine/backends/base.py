@@ -1,0 +1,77 @@
+"""The kernel seam: what the decoder asks of a device. One backend is chosen when the engine starts.
+
+`engine/backends/reference.py` is the implementation in plain torch, and the oracle of all others.
+Tensors are on the backend's device, activations in the model's dtype unless said otherwise.
+"""
+
+from typing import Protocol
+
+import torch
+
+from engine.batch import Batch
+
+
+class StepAttention(Protocol):
+    """Attention of one step: prepared once from its batch, then used by every layer in turn."""
+
+    def write_kv(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+    ) -> None:
+        """Put K and V of the step's tokens, (num_tokens, num_kv_heads, head_dim), in place."""
+        ...
+
+    def paged_attention(
+        self, queries: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor
+    ) -> torch.Tensor:
+        """Causal attention of each token over its own sequence, read through the block tables.
+
+        queries: (num_tokens, num_heads, head_dim), not yet scaled. The caches are one layer's,
+        (num_blocks, block_size, num_kv_heads, head_dim), and hold every token of the step already,
+        because a sequence may share blocks that another chunk of the same step writes. Softmax in
+        float32. Slots outside a sequence never influence it, whatever they hold (NaN included).
+        Returns (num_tokens, num_heads * head_dim).
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Kernels for one kind of device."""
+
+    @property
+    def name(self) -> str: ...
+
+    def step_attention(self, batch: Batch) -> StepAttention:
+        """Prepare a step: everything about its batch that does not depend on the layer."""
+        ...
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x (n, in) @ weight (out, in) transposed + bias (out,) -> (n, out)."""
+        ...
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """RMSNorm over the last axis, in float32, cast back before the weight is applied."""
+        ...
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rms_norm(x + residual), x + residual). May write into both arguments."""
+        ...
+
+    def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotate the first rotary_dim elements of each head, rotate-half layout.
+
+        x: (num_tokens, n, head_dim); cos, sin: (num_tokens, 1, rotary_dim) as
+        engine/layers/rotary.py gives them. Returns a tensor of x's shape.
+        """
+        ...
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(first half) * second half of the last axis: (n, 2 * m) -> (n, m)."""
+        ...

@@ -1,0 +1,161 @@
+"""The backend in plain torch, for any device: exact and simple before fast.
+
+Chunks of one token (decodes) are attended to together, padded to the longest of their group; longer
+chunks one by one. K and V are gathered slot by slot, so that padding repeats a sequence's own last
+token and never reads memory that nobody wrote.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from engine.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeGroup:
+    """Chunks of one token with contexts of similar length."""
+
+    rows: torch.Tensor  # (n,) indices on the token axis
+    slots: torch.Tensor  # (n * length,) slot of each context token, row by row
+    mask: torch.Tensor | None  # (n, 1, 1, length) bool, True = attend; None when nothing is padded
+
+    def attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """queries (num_tokens, heads, d), keys, values (slots, kv_heads, d) -> (n, heads, d)."""
+        n, (num_kv_heads, head_dim) = self.rows.shape[0], keys.shape[1:]
+        # The query heads that share a KV head stand where a sequence's query tokens would.
+        q = queries[self.rows].view(n, num_kv_heads, -1, head_dim)
+        k = keys.index_select(0, self.slots).view(n, -1, num_kv_heads, head_dim).transpose(1, 2)
+        v = values.index_select(0, self.slots).view(n, -1, num_kv_heads, head_dim).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        return out.reshape(n, -1, head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class _PrefillChunk:
+    """One chunk of several tokens."""
+
+    start: int  # on the token axis
+    end: int
+    slots: torch.Tensor  # (context_len,)
+    mask: torch.Tensor | None  # (num_tokens, context_len) bool; None = chunk is the whole context
+
+    def attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """queries (num_tokens, heads, d), keys, values (slots, kv_heads, d) -> (n, heads, d)."""
+        q = queries[self.start : self.end].transpose(0, 1).unsqueeze(0)
+        k = keys.index_select(0, self.slots).transpose(0, 1).unsqueeze(0)
+        v = values.index_select(0, self.slots).transpose(0, 1).unsqueeze(0)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
+
+
+class ReferenceStepAttention:
+    """See engine/backends/base.py: StepAttention."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._slot_mapping = batch.slot_mapping
+        decodes: dict[int, list[int]] = defaultdict(list)
+        self._prefills: list[_PrefillChunk] = []
+        for i, context_len in enumerate(batch.context_lens):
+            start, end = batch.query_starts[i], batch.query_starts[i + 1]
+            if end - start == 1:
+                # Grouped by power of two: padding at most doubles what is gathered.
+                decodes[(context_len - 1).bit_length()].append(i)
+            else:
+                self._prefills.append(_prefill_chunk(batch, i, start, end))
+        self._groups = [_decode_group(batch, sequences) for sequences in decodes.values()]
+
+    def write_kv(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+    ) -> None:
+        key_cache.flatten(0, 1).index_copy_(0, self._slot_mapping, keys)
+        value_cache.flatten(0, 1).index_copy_(0, self._slot_mapping, values)
+
+    def paged_attention(
+        self, queries: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor
+    ) -> torch.Tensor:
+        keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)
+        out = torch.empty_like(queries, memory_format=torch.contiguous_format)
+        for group in self._groups:
+            out[group.rows] = group.attend(queries, keys, values)
+        for chunk in self._prefills:
+            out[chunk.start : chunk.end] = chunk.attend(queries, keys, values)
+        return out.flatten(1)
+
+
+def _decode_group(batch: Batch, sequences: list[int]) -> _DecodeGroup:
+    device = batch.block_tables.device
+    lens = [batch.context_lens[i] for i in sequences]
+    rows = torch.tensor([batch.query_starts[i] for i in sequences], device=device)
+    last = torch.tensor(lens, device=device).unsqueeze(1) - 1  # (n, 1)
+    positions = torch.arange(max(lens), device=device).unsqueeze(0)  # (1, length)
+    tables = batch.block_tables[torch.tensor(sequences, device=device)]
+    slots = _slots(tables, positions.minimum(last), batch.block_size)
+    mask = None if min(lens) == max(lens) else (positions <= last)[:, None, None, :]
+    return _DecodeGroup(rows, slots.flatten(), mask)
+
+
+def _prefill_chunk(batch: Batch, sequence: int, start: int, end: int) -> _PrefillChunk:
+    context_len = batch.context_lens[sequence]
+    positions = torch.arange(context_len, device=batch.block_tables.device)
+    table = batch.block_tables[sequence : sequence + 1]
+    slots = _slots(table, positions.unsqueeze(0), batch.block_size).flatten()
+    is_whole = end - start == context_len
+    mask = None if is_whole else positions <= batch.positions[start:end].unsqueeze(1)
+    return _PrefillChunk(start, end, slots, mask)
+
+
+def _slots(tables: torch.Tensor, positions: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Slots of `positions` (n, length) in the sequences with block tables `tables` (n, width)."""
+    blocks = tables.gather(1, positions // block_size)
+    return blocks * block_size + positions % block_size
+
+
+class ReferenceBackend:
+    """See engine/backends/base.py: Backend."""
+
+    name = "torch"
+
+    def step_attention(self, batch: Batch) -> ReferenceStepAttention:
+        return ReferenceStepAttention(batch)
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return F.linear(x, weight, bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        floats = x.float()
+        scale = torch.rsqrt(floats.square().mean(-1, keepdim=True) + eps)
+        return weight * (floats * scale).to(x.dtype)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        total = x + residual
+        return self.rms_norm(total, weight, eps), total
+
+    def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        rotary_dim = cos.shape[-1]
+        if rotary_dim < x.shape[-1]:
+            rotated = self.rotary(x[..., :rotary_dim], cos, sin)
+            return torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
+        first, second = x.chunk(2, dim=-1)
+        # sin carries the minus sign of rotate-half's first part
+        return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up

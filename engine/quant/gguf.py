@@ -1,0 +1,155 @@
+"""Dequantisation of GGUF tensors in plain torch, on any device.
+
+Each function of a type takes blocks as they lie in the file, (n, block bytes) uint8, and gives
+their elements, (n, block elements) float32, rounded exactly as ggml's own code does (ggml-quants.c,
+the dequantize_row_* functions). They have no loops; fill_jobs bounds the memory they need.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from engine.gguf import GgufTensor
+
+# Small enough that a piece's intermediates stay in a core's cache, large enough for few calls.
+_PIECE_ELEMENTS_CPU = 2**17
+_PIECE_ELEMENTS_CUDA = 2**24
+
+
+def fill_jobs(
+    tensor: GgufTensor, target: torch.Tensor, permuted_heads: int | None
+) -> list[Callable[[], None]]:
+    """Cut the filling of `target` from `tensor`, of the same shape, into independent jobs.
+
+    With `permuted_heads` the file has the rows of each of so many heads in the order that
+    interleaved RoPE wants, (half, 2) where the decoder's rotate-half has (2, half).
+    """
+    data = torch.from_numpy(tensor.data)
+    if permuted_heads is not None:
+        target = target.view(permuted_heads, 2, -1, *target.shape[1:]).transpose(1, 2)
+        sources = data.view(permuted_heads, -1)
+        pieces = list(zip(target, sources, strict=True))
+    elif target.dim() == 1:
+        pieces = [(target, data)]
+    else:
+        limit = _PIECE_ELEMENTS_CUDA if target.is_cuda else _PIECE_ELEMENTS_CPU
+        num_rows = max(1, limit // target.shape[1])
+        rows = data.view(target.shape[0], -1)
+        pieces = list(zip(torch.split(target, num_rows), torch.split(rows, num_rows), strict=True))
+    return [partial(_fill, tensor, *piece) for piece in pieces]
+
+
+def _fill(tensor: GgufTensor, target: torch.Tensor, data: torch.Tensor) -> None:
+    blocks = data.to(target.device).view(-1, tensor.block_bytes)
+    target.copy_(dequantize(tensor.type_name, blocks).view(target.shape))
+
+
+def dequantize(type_name: str, blocks: torch.Tensor) -> torch.Tensor:
+    """(n, block bytes) uint8 of a type in SUPPORTED_TYPES -> (n, block elements) float32."""
+    return _FUNCTIONS[type_name](blocks)
+
+
+def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
+    """The float16 at byte `start` of each block, (n, 1) float32."""
+    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+
+
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """Low nibbles of all bytes, then the high ones: (..., m) uint8 -> (..., 2 * m) uint8."""
+    return torch.cat((packed & 15, packed >> 4), dim=-1)
+
+
+def _fifth_bits(packed: torch.Tensor) -> torch.Tensor:
+    """Bit i of the little-endian word as 0 or 16 at element i: (n, 4) uint8 -> (n, 32) uint8."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (((packed.unsqueeze(-1) >> shifts) & 1) << 4).flatten(1)
+
+
+def _f32(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks.contiguous().view(torch.float32)
+
+
+def _f16(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks.contiguous().view(torch.float16).float()
+
+
+def _bf16(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks.contiguous().view(torch.bfloat16).float()
+
+
+def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
+    return (_nibbles(blocks[:, 2:]).float() - 8) * _half(blocks, 0)
+
+
+def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
+    return _nibbles(blocks[:, 4:]).float() * _half(blocks, 0) + _half(blocks, 2)
+
+
+def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
+    values = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
+    return (values.float() - 16) * _half(blocks, 0)
+
+
+def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
+    values = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    return values.float() * _half(blocks, 0) + _half(blocks, 2)
+
+
+def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks[:, 2:].view(torch.int8).float() * _half(blocks, 0)
+
+
+def _k_scales(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and minimum of the 8 groups of a Q4_K or Q5_K block: (n, 8, 1) float32 each.
+
+    12 bytes hold 8 scales and 8 minimums of 6 bits: bytes 0-3 and 4-7 have the first four of each
+    whole, and the top two bits of the last four, whose low nibbles are in bytes 8-11.
+    """
+    scales, mins, low = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scale = torch.cat((scales & 63, (low & 15) | ((scales >> 2) & 48)), dim=1)
+    minimum = torch.cat((mins & 63, (low >> 4) | ((mins >> 2) & 48)), dim=1)
+    return (
+        (scale.float() * _half(blocks, 0)).unsqueeze(-1),
+        (minimum.float() * _half(blocks, 2)).unsqueeze(-1),
+    )
+
+
+def _q4_k(blocks: torch.Tensor) -> torch.Tensor:
+    scale, minimum = _k_scales(blocks)
+    values = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).view(-1, 8, 32)
+    return (values.float() * scale - minimum).flatten(1)
+
+
+def _q5_k(blocks: torch.Tensor) -> torch.Tensor:
+    scale, minimum = _k_scales(blocks)
+    shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device).unsqueeze(-1)
+    high = ((blocks[:, 16:48].unsqueeze(1) >> shifts) & 1) << 4  # (n, 8, 32)
+    values = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).view(-1, 8, 32) | high
+    return (values.float() * scale - minimum).flatten(1)
+
+
+def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blocks.device).unsqueeze(-1)
+    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64))  # (n, 2, 128)
+    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3  # (n, 2, 4, 32)
+    values = (low | (high << 4).flatten(2)).view(-1, 16, 16)
+    scale = blocks[:, 192:208].view(torch.int8).float() * _half(blocks, 208)
+    elements: torch.Tensor = (values.float() - 32) * scale.unsqueeze(-1)
+    return elements.flatten(1)
+
+
+_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "F32": _f32,
+    "F16": _f16,
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+}
+SUPPORTED_TYPES = frozenset(_FUNCTIONS)

@@ -1,0 +1,62 @@
+"""The safetensors files of a folder as one set of tensors, mapped and read only when asked for."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine.errors import CheckpointError
+
+_READABLE = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsFiles:
+    """One file, or the shards that model.safetensors.index.json names."""
+
+    shapes: dict[str, tuple[int, ...]]
+    _files: dict[str, Any]  # tensor name -> the opened file that holds it
+
+    @classmethod
+    def open(cls, folder: Path) -> "SafetensorsFiles":
+        """Raises CheckpointError on a missing or damaged file and on tensors not of floats."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        files: dict[str, Any] = {}
+        for path in _paths(folder):
+            try:
+                file: Any = safe_open(path, framework="pt", device="cpu")
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    view = file.get_slice(name)
+                    if view.get_dtype() not in _READABLE:
+                        raise CheckpointError(
+                            f"Tensor {name!r} is of the unsupported type {view.get_dtype()}."
+                        )
+                    shapes[name] = tuple(view.get_shape())
+                    files[name] = file
+            except FileNotFoundError as exc:
+                raise CheckpointError(f"{folder} has no {path.name}.") from exc
+            except (SafetensorError, OSError) as exc:
+                raise CheckpointError(f"{path} is not a valid safetensors file: {exc}.") from exc
+        return cls(shapes, files)
+
+    def read_into(self, name: str, target: torch.Tensor) -> None:
+        """Copy a tensor into `target` (same shape), converting to its dtype and device."""
+        target.copy_(self._files[name].get_tensor(name))
+
+
+def _paths(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        single = folder / "model.safetensors"
+        return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{index} is not a valid index of safetensors files.") from exc
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index} names files outside its folder.")
+    return [folder / name for name in names]

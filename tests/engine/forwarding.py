@@ -1,0 +1,51 @@
+"""Runs a decoder on plain lists of token ids, with block tables that are shuffled on purpose."""
+
+import random
+
+import torch
+
+from engine.batch import Batch
+from engine.kv_cache import KVCache
+from engine.messages import EngineRequest, SamplingParams
+from engine.models.decoder import Decoder
+from engine.sequence import Chunk, Sequence
+
+BLOCK_SIZE = 4
+
+
+class Forwarder:
+    """A decoder with a KV cache full of NaN: whatever reads a slot nobody wrote is found out."""
+
+    def __init__(self, decoder: Decoder, num_blocks: int = 256) -> None:
+        self.decoder = decoder
+        self.kv_cache = KVCache.allocate(
+            decoder.config, num_blocks, BLOCK_SIZE, decoder.dtype, decoder.device
+        )
+        for tensor in self.kv_cache.keys + self.kv_cache.values:
+            tensor.fill_(float("nan"))
+        self._free = list(range(num_blocks))
+        random.Random(0).shuffle(self._free)
+
+    def sequence(self, token_ids: list[int]) -> Sequence:
+        """A sequence whose block table covers all its tokens."""
+        sampling = SamplingParams(max_tokens=1)
+        request = EngineRequest(id="s", prompt_token_ids=token_ids, sampling=sampling)
+        sequence = Sequence(request, arrival=0)
+        num_blocks = -(-len(token_ids) // BLOCK_SIZE)
+        sequence.block_table = [self._free.pop() for _ in range(num_blocks)]
+        return sequence
+
+    def step(self, chunks: list[Chunk]) -> list[torch.Tensor]:
+        """Compute one step; the logits of each chunk: (num_tokens, vocab_size) float32."""
+        batch = Batch.build(chunks, BLOCK_SIZE, self.decoder.device)
+        logits = self.decoder.compute_logits(self.decoder.forward(batch, self.kv_cache))
+        return list(logits.split_with_sizes([chunk.num_tokens for chunk in chunks]))
+
+    def logits(self, token_ids: list[int], chunk_size: int) -> torch.Tensor:
+        """All logits of one sequence computed `chunk_size` tokens at a time."""
+        sequence = self.sequence(token_ids)
+        parts = [
+            self.step([Chunk(sequence, i, min(chunk_size, len(token_ids) - i))])[0]
+            for i in range(0, len(token_ids), chunk_size)
+        ]
+        return torch.cat(parts)
