@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.errors import EngineDead, InvariantViolated
 from engine.messages import (
@@ -107,7 +107,7 @@ class _Running:
     request: EngineRequest
     num_output_tokens: int = 0
     end: Finished | None = None  # set from outside: abort, fail, aclose
-    ended: asyncio.Event = field(default_factory=asyncio.Event)  # cuts a pause short
+    pause: asyncio.Future[None] | None = None  # the newest
 
 
 class FakeEngine:
@@ -162,7 +162,7 @@ class FakeEngine:
                     self._num_generation_tokens += len(item.token_ids)
                     yield item
                 else:
-                    await _pause(running.ended, item)
+                    await _pause(running, item)
             end = running.end or end or _finished(request, "stop", running.num_output_tokens)
             del self._running[request.id]  # before the yield: closing now aborts nothing
             yield end
@@ -210,15 +210,25 @@ class FakeEngine:
     @staticmethod
     def _end(running: _Running, reason: FinishReason, fault: Fault | None = None) -> None:
         running.end = _finished(running.request, reason, running.num_output_tokens, fault=fault)
-        running.ended.set()
+        if running.pause is not None:
+            _wake(running.pause)
 
 
-async def _pause(ended: asyncio.Event, seconds: float) -> None:
-    """Wait for `seconds` or until `ended` is set, whichever comes first; 0 lets the loop run."""
+async def _pause(running: _Running, seconds: float) -> None:
+    """Wait for `seconds` or until the request is ended; 0 lets the loop run."""
     if seconds <= 0:
         await asyncio.sleep(0)
         return
+    # asyncio.wait_for would make a task of every pause: too dear for a front end's measurement
+    loop = asyncio.get_running_loop()
+    running.pause = loop.create_future()
+    timer = loop.call_later(seconds, _wake, running.pause)
     try:
-        await asyncio.wait_for(ended.wait(), seconds)
-    except TimeoutError:
-        return
+        await running.pause
+    finally:
+        timer.cancel()
+
+
+def _wake(pause: asyncio.Future[None]) -> None:
+    if not pause.done():
+        pause.set_result(None)
