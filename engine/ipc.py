@@ -40,6 +40,7 @@ class IpcClient:
         self._address = address
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
+        self._monitor: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._info: EngineInfo | None = None
@@ -54,10 +55,11 @@ class IpcClient:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        monitor = self._socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
+        self._monitor = self._socket.get_monitor_socket(events)
         self._tasks = [
             asyncio.create_task(self._receive(self._socket)),
-            asyncio.create_task(self._watch(monitor)),
+            asyncio.create_task(self._watch(self._monitor)),
         ]
         self._socket.connect(self._address)
         await self._ready.wait()
@@ -104,8 +106,9 @@ class IpcClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._socket is not None:
+        if self._socket is not None and self._monitor is not None:
             self._socket.disable_monitor()
+            self._monitor.close()
             self._socket.close()
         self._context.term()
 

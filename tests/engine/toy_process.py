@@ -1,0 +1,36 @@
+"""A real engine process around the toy model, for `python -m tests.engine.toy_process`."""
+
+import sys
+import time
+from collections.abc import Sequence as ListLike
+
+from engine.process import EngineLoop
+from engine.results import ChunkResult
+from engine.sequence import Chunk
+from engine.transport import RouterTransport
+from tests.engine.toy_runner import ToyRunner, toy_engine
+
+
+class SlowToyRunner(ToyRunner):
+    """A toy that takes its time, and fails a step that computes token 13."""
+
+    def __init__(self, block_size: int, delay_s: float) -> None:
+        super().__init__(block_size)
+        self.delay_s = delay_s
+
+    def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
+        time.sleep(self.delay_s)
+        if any(13 in chunk.sequence.request.prompt_token_ids for chunk in chunks):
+            raise RuntimeError("the device is on fire")
+        return super().run(chunks)
+
+
+def main() -> None:
+    address, delay_s = sys.argv[1], float(sys.argv[2])
+    engine, _ = toy_engine(max_model_len=2000, num_blocks=600)
+    engine.runner = SlowToyRunner(engine.info.block_size, delay_s)
+    EngineLoop(engine, RouterTransport(address)).run()
+
+
+if __name__ == "__main__":
+    main()
