@@ -16,6 +16,7 @@ from protocol.validation import BRANCH, InvalidField
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 2048  # OpenAI's limit
+MAX_SEQUENCES = 4096  # prompts x candidates: each is a task of the server
 
 
 def _prompt_kind(value: object) -> str | None:
@@ -82,6 +83,13 @@ class CompletionRequest(SamplingFields):
                 f"Invalid 'best_of': must be at least 'n'. Expected a value >= {self.num_choices}, "
                 f"but got {self.best_of} instead.",
                 "best_of",
+            )
+        if len(self.prompts) * self.num_candidates > MAX_SEQUENCES:
+            raise InvalidField(
+                "invalid_value",
+                f"Invalid 'n': {len(self.prompts)} prompts with {self.num_candidates} candidates "
+                f"each are more than {MAX_SEQUENCES}.",
+                "n",
             )
         if self.stream and self.num_candidates > self.num_choices:
             raise InvalidField(
