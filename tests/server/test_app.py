@@ -1,0 +1,59 @@
+"""The application as a whole: unknown URLs and methods, and its own description."""
+
+import httpx
+import pytest
+
+from tests.server.scripted_app import App
+from tests.server.small_app import client_of
+
+
+async def send(method: str, path: str) -> httpx.Response:
+    async with client_of(App().state) as client:
+        return await client.request(method, path)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/foo", "/v1/chat/completions/", "/v2/models"])
+async def test_unknown_url(path: str) -> None:
+    response = await send("POST", path)
+    assert response.status_code == 404
+    assert response.json() == {
+        "error": {
+            "message": f"Invalid URL (POST {path})",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "unknown_url",
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PUT", "/v1/completions", "POST"),
+        ("DELETE", "/v1/models", "GET"),
+    ],
+)
+async def test_wrong_method(method: str, path: str, allowed: str) -> None:
+    response = await send(method, path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == allowed
+    assert response.json()["error"] == {
+        "message": f"Not allowed to {method} on {path}.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "method_not_supported",
+    }
+
+
+async def test_description_has_the_request_schemas() -> None:
+    document = (await send("GET", "/openapi.json")).json()
+    for path, fields in [
+        ("/v1/chat/completions", {"messages", "temperature", "top_k"}),
+        ("/v1/completions", {"prompt", "echo", "top_k"}),
+    ]:
+        operation = document["paths"][path]["post"]
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        assert fields <= set(schema["properties"])
+        assert "$ref" not in str(schema)
+    assert (await send("GET", "/docs")).status_code == 200
