@@ -123,7 +123,9 @@ def main() -> None:
 
 def _exit_with_parent() -> None:
     """Standard input ends when the parent is gone, however it went."""
-    sys.stdin.read()
+    # Not sys.stdin.read(): it would hold the lock that the interpreter takes when it shuts down.
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 
