@@ -113,7 +113,7 @@ def _reason(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any("Name or service not known" in line or "NewConnectionError" in line for line in lines):
         return "the package index cannot be reached; is there a network?"
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if "rror" in line]
+    errors = [line.partition("ERROR:")[2].strip() for line in lines if "ERROR:" in line]
     return (errors or lines or ["it gave no reason"])[-1]
 
 

