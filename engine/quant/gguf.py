@@ -6,7 +6,7 @@ the dequantize_row_* functions). They have no loops; fill_jobs bounds the memory
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -62,8 +62,16 @@ def _nibbles(packed: torch.Tensor) -> torch.Tensor:
 
 def _fifth_bits(packed: torch.Tensor) -> torch.Tensor:
     """Bit i of the little-endian word as 0 or 16 at element i: (n, 4) uint8 -> (n, 32) uint8."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (((packed.unsqueeze(-1) >> shifts) & 1) << 4).flatten(1)
+    words = _spread_bits(packed.device).index_select(0, packed.flatten().int())
+    return words.view(torch.uint8).view(-1, 32)
+
+
+@cache
+def _spread_bits(device: torch.device) -> torch.Tensor:
+    """For each byte, 8 bytes of 0 or 16, one for each of its bits, as one word: (256,) int64."""
+    values = torch.arange(256, dtype=torch.uint8, device=device).unsqueeze(1)
+    bits = (values >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
+    return (bits << 4).view(torch.int64).squeeze(1)
 
 
 def _f32(blocks: torch.Tensor) -> torch.Tensor:

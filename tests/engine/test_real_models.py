@@ -30,11 +30,33 @@ def model_path(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def prompt(path: Path, length: int, seed: int = 0) -> list[int]:
-    """Random ordinary tokens: harder on the numbers than text, whose logits are peaked."""
-    vocab_size = Checkpoint.open(path).config["vocab_size"]
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(100, min(vocab_size, 100_000), (length,), generator=generator).tolist()
+TEXT = """def quick_sort(numbers):
+    if len(numbers) <= 1:
+        return numbers
+    pivot = numbers[len(numbers) // 2]
+
+The quick brown fox jumps over the lazy dog, and then it goes home to think about what it has done.
+What do you call a table that has no legs? Nobody here knows the answer, so please tell us at once.
+Once upon a time there was a small server that answered every question exactly once, in order.
+"""
+
+
+def prompt(path: Path, length: int, first: int = 0) -> list[int]:
+    """`length` tokens of TEXT from token `first` on, the longest that match rather than real BPE.
+
+    (Text, because on random tokens float32 itself is only good for 4e-4, transformers' included.)
+    """
+    vocabulary = Checkpoint.open(path).gguf_vocabulary
+    assert vocabulary is not None
+    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+    text = TEXT.replace(" ", "Ġ").replace("\n", "Ċ")
+    token_ids: list[int] = []
+    while text:
+        size = next(n for n in range(12, 0, -1) if text[:n] in ids)
+        token_ids.append(ids[text[:size]])
+        text = text[size:]
+    assert first + length <= len(token_ids)
+    return token_ids[first : first + length]
 
 
 def expected_logits(path: Path, token_ids: list[int]) -> torch.Tensor:
@@ -46,10 +68,7 @@ def expected_logits(path: Path, token_ids: list[int]) -> torch.Tensor:
 def assert_close(logits: torch.Tensor, expected: torch.Tensor) -> None:
     assert logits.shape == expected.shape
     assert (logits - expected).abs().max() < 1e-3
-    difference = logits.log_softmax(-1) - expected.log_softmax(-1)
-    # of the tokens that could matter; far below, a logprob of -30 keeps fewer digits
-    likely = expected.log_softmax(-1) > -20
-    assert difference[likely].abs().max() < 1e-4
+    assert (logits.log_softmax(-1) - expected.log_softmax(-1)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("chunk_size", [48, 7])
@@ -63,8 +82,8 @@ def test_one_sequence(model_path: Path, chunk_size: int) -> None:
 def test_a_batch_of_decodes_and_chunks(model_path: Path) -> None:
     """Every sequence gets the logits that it gets alone, whatever else is in its steps."""
     forwarder = Forwarder(decoder_of(model_path, torch.float32))
-    lengths = [3, 9, 40, 23, 12]
-    prompts = [prompt(model_path, n, seed=n) for n in lengths]
+    lengths = [3, 9, 31, 23, 12]
+    prompts = [prompt(model_path, n, first=n) for n in lengths]
     sequences = [forwarder.sequence(token_ids) for token_ids in prompts]
     parts: list[list[torch.Tensor]] = [[] for _ in sequences]
 
@@ -80,7 +99,7 @@ def test_a_batch_of_decodes_and_chunks(model_path: Path) -> None:
 
     step([2, 8, 7, 0, 12])
     step([1, 1, 7, 22, 0])  # decodes beside chunks that start and that go on
-    step([0, 0, 26, 1, 0])
+    step([0, 0, 17, 1, 0])
     for i, token_ids in enumerate(prompts):
         assert_close(torch.cat(parts[i]), expected_logits(model_path, token_ids))
 
@@ -88,7 +107,7 @@ def test_a_batch_of_decodes_and_chunks(model_path: Path) -> None:
 def test_bfloat16_agrees_on_the_likeliest_token(
     model_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    token_ids = prompt(model_path, 64, seed=5)
+    token_ids = prompt(model_path, 64)
     expected = expected_logits(model_path, token_ids)
     logits = Forwarder(decoder_of(model_path, torch.bfloat16)).logits(token_ids, 64)
     agreement = (logits.argmax(-1) == expected.argmax(-1)).float().mean().item()
