@@ -1,8 +1,9 @@
 """What the unmodified openai SDK must be able to do, against any server and any model.
 
 Each scenario takes a client and a model name and asserts on the answers; none knows what is behind
-the server. Answers to the same request are compared with each other, so the model must be asked
-with temperature 0.
+the server. Answers to the same request, alone and beside others, are compared with each other: they
+ask with temperature 0, and a real engine must compute in float32, where a batch does not round
+differently.
 """
 
 import asyncio
