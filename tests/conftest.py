@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.process import set_thread_policy
 from tests import real_models
+
+set_thread_policy()
 
 
 @pytest.fixture(scope="session")
