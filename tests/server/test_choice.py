@@ -111,6 +111,11 @@ def test_a_stop_found_at_the_end() -> None:
     assert sum(len(delta.logprobs) for delta in deltas) == 2
 
 
+def test_a_stop_that_the_end_completes() -> None:
+    deltas = feed(choice("\ufffd"), token_event(ids_of("aé")[:2]), finished("length", 2))
+    assert (text_of(deltas), deltas[-1].finish_reason) == ("a", "stop")
+
+
 def test_include_stop() -> None:
     deltas = feed(choice("ST", include_stop=True), token_event(ids_of("aSTx")))
     assert (text_of(deltas), deltas[-1].finish_reason) == ("aST", "stop")

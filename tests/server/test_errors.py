@@ -1,8 +1,11 @@
 """Every fault and every engine error has its answer; nothing internal leaks."""
 
-from typing import get_args
+from typing import Annotated, get_args
 
+import httpx
 import pytest
+from fastapi import FastAPI, Query
+from starlette.exceptions import HTTPException
 
 from engine import errors as engine_errors
 from engine.errors import (
@@ -13,7 +16,7 @@ from engine.errors import (
     RequestRejected,
 )
 from engine.messages import Fault, FaultCode
-from server.errors import from_engine_error, from_fault
+from server.errors import add_exception_handlers, from_engine_error, from_fault
 from tests.server.scripted_app import App, saying
 
 STATUS_OF_FAULT = {
@@ -76,3 +79,29 @@ def test_an_engine_error_of_an_unknown_kind() -> None:
 
 def test_fault_message_is_passed_on() -> None:
     assert from_fault(Fault("invalid_request", "token id 9")).message == "token id 9"
+
+
+async def test_what_the_framework_raises() -> None:
+    app = FastAPI()
+    add_exception_handlers(app)
+
+    @app.get("/query")
+    async def query(limit: Annotated[int, Query(le=9)]) -> None:
+        raise AssertionError
+
+    @app.get("/status/{status}")
+    async def fail(status: int) -> None:
+        raise HTTPException(status, "why", headers={"x-why": "y"})
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        missing = await client.get("/query")
+        too_large = await client.get("/query?limit=10")
+        refused, broken = await client.get("/status/413"), await client.get("/status/502")
+    assert missing.status_code == too_large.status_code == refused.status_code == 400
+    assert missing.json()["error"]["code"] == "missing_required_parameter"
+    assert too_large.json()["error"]["code"] == "integer_above_max_value"
+    assert too_large.json()["error"]["param"] == "limit"
+    assert (refused.json()["error"]["message"], refused.headers["x-why"]) == ("why", "y")
+    assert broken.status_code == 500
+    assert "why" not in broken.text
