@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from protocol.chat_messages import Message
 from protocol.sampling import MAX_LOGPROBS, Refused, SamplingFields
 from protocol.usage import Usage
-from protocol.validation import InvalidField
+from protocol.validation import MAX_QUOTED, InvalidField
 
 FinishReason = Literal["stop", "length"]
 
@@ -25,11 +25,10 @@ def _only(*allowed: object) -> BeforeValidator:
         # bool is an int in Python: 1 must not pass for true
         if value is None or any(value == one and type(value) is type(one) for one in allowed):
             return value
-        name = info.field_name
+        quoted = msgspec.json.encode(value).decode()[:MAX_QUOTED]
         raise InvalidField(
             "unsupported_value",
-            f"Unsupported value: '{name}' does not support {msgspec.json.encode(value).decode()} "
-            "with this model.",
+            f"Unsupported value: '{info.field_name}' does not support {quoted} with this model.",
         )
 
     return BeforeValidator(check)

@@ -19,6 +19,8 @@ Model = TypeVar("Model", bound=BaseModel)
 # that they can be taken out of the path again.
 BRANCH = "branch:"
 
+MAX_QUOTED = 200  # characters of the client's own value in a message
+
 _NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
     "your HTTP library correctly. The API expects a JSON payload, but what was sent was not valid "
@@ -180,7 +182,7 @@ def _not_among(param: str, expected: str, value: object) -> InvalidRequest:
     if not isinstance(value, str):
         return wrong_type(param, f"one of {expected}", value)
     return InvalidRequest(
-        f"Invalid value: '{value}'. Supported values are: {expected}.",
+        f"Invalid value: '{value[:MAX_QUOTED]}'. Supported values are: {expected}.",
         param=param,
         code="invalid_value",
     )

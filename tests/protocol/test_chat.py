@@ -180,6 +180,15 @@ def test_messages_refused(message: dict[str, Any], code: str, param: str) -> Non
     assert refusal(messages=[message]) == (code, param)
 
 
+def test_messages_do_not_repeat_long_values() -> None:
+    long = "x" * 5000
+    bodies: list[dict[str, Any]] = [{"service_tier": long}, {"messages": [{"role": long}]}]
+    for fields in bodies:
+        with pytest.raises(InvalidRequest) as raised:
+            read(**fields)
+        assert len(raised.value.message) < 400
+
+
 def test_a_reply_can_be_sent_back() -> None:
     """As openai's `message.model_dump()` writes it."""
     reply = OpenAIChatCompletion.model_validate_json(msgspec.json.encode(completion()))
