@@ -15,6 +15,7 @@ INSTALLED := $(VENV)/.installed
 DEV       := $(VENV)/.installed-dev
 
 .PHONY: install serve test lint type check fmt bench
+.DEFAULT_GOAL := serve
 
 install: $(INSTALLED)
 	$(BIN)/qwen-serve pull
@@ -40,7 +41,7 @@ fmt: $(DEV)
 	$(BIN)/ruff format $(CODE)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m loadtest $(ARGS)
+	$(BIN)/python -m loadtest.frontend --model "$$($(BIN)/qwen-serve pull)" $(ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

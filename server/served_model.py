@@ -28,7 +28,7 @@ class ModelText:
     def of(cls, checkpoint: Checkpoint) -> "ModelText":
         """Raises CheckpointError when the tokenizer or the chat template cannot be used."""
         try:
-            tokenizer = _tokenizer_of(checkpoint)
+            tokenizer = tokenizer_of(checkpoint)
             source = checkpoint.chat_template
             return cls(tokenizer, ChatTemplate(source, tokenizer) if source else None)
         except (ValueError, KeyError, TemplateError) as exc:
@@ -37,7 +37,8 @@ class ModelText:
             ) from exc
 
 
-def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """Raises CheckpointError where there is none, ValueError or KeyError where it is broken."""
     vocabulary = checkpoint.gguf_vocabulary
     if vocabulary is not None:
         return Tokenizer.from_gguf(
