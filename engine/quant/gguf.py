@@ -60,6 +60,11 @@ def _nibbles(packed: torch.Tensor) -> torch.Tensor:
     return torch.cat((packed & 15, packed >> 4), dim=-1)
 
 
+def _signed(values: torch.Tensor, zero: int) -> torch.Tensor:
+    """values - zero as float32; the subtraction is in bytes, where it wraps to the right int8."""
+    return (values - zero).view(torch.int8).float()
+
+
 def _fifth_bits(packed: torch.Tensor) -> torch.Tensor:
     """Bit i of the little-endian word as 0 or 16 at element i: (n, 4) uint8 -> (n, 32) uint8."""
     words = _spread_bits(packed.device).index_select(0, packed.flatten().int())
@@ -87,7 +92,7 @@ def _bf16(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
-    return (_nibbles(blocks[:, 2:]).float() - 8) * _half(blocks, 0)
+    return _signed(_nibbles(blocks[:, 2:]), 8) * _half(blocks, 0)
 
 
 def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
@@ -96,7 +101,7 @@ def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
 
 def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
     values = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
-    return (values.float() - 16) * _half(blocks, 0)
+    return _signed(values, 16) * _half(blocks, 0)
 
 
 def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
@@ -143,7 +148,7 @@ def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
     high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3  # (n, 2, 4, 32)
     values = (low | (high << 4).flatten(2)).view(-1, 16, 16)
     scale = blocks[:, 192:208].view(torch.int8).float() * _half(blocks, 208)
-    elements: torch.Tensor = (values.float() - 32) * scale.unsqueeze(-1)
+    elements: torch.Tensor = _signed(values, 32) * scale.unsqueeze(-1)
     return elements.flatten(1)
 
 
