@@ -2,9 +2,8 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Installed first, so that the index at hand decides which build it is. The CPU build of your choice:
-#   make install TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
-# and a CUDA build likewise, with that build's own index URL.
+# Installed first, so that you choose its build: TORCH="torch==2.13.0 --index-url URL", where URL is
+# PyTorch's index of the build you want (CPU, or your CUDA version).
 TORCH  ?= torch==2.13.0
 # Passed on to the command: make serve ARGS="--port 9000"
 ARGS   ?=

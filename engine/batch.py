@@ -1,4 +1,6 @@
-"""The tensors of one step: what the decoder needs to know about the sequences it computes, and nothing else."""
+"""The tensors of one step: what the decoder needs to know about the sequences it computes, and
+nothing else.
+"""
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from engine.sequence import Chunk
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Chunks of several sequences laid end to end, without padding. num_tokens = sum of the chunks' lengths."""
+    """Chunks of several sequences laid end to end, without padding. num_tokens = sum of the
+    chunks' lengths.
+    """
 
     token_ids: torch.Tensor  # (num_tokens,) int64
     positions: torch.Tensor  # (num_tokens,) int64, position in the sequence

@@ -1,7 +1,8 @@
-"""One token stream being generated: its tokens, how many of them the KV cache holds, and its blocks. No torch.
+"""One token stream being generated: its tokens, how many of them the KV cache holds, and its
+blocks. No torch.
 
-Owned by the scheduler; the model runner and the sampler read it. There is no prefill or decode state: a sequence simply
-has tokens that are not computed yet, one of them when it is decoding.
+Owned by the scheduler; the model runner and the sampler read it. There is no prefill or decode
+state: a sequence simply has tokens that are not computed yet, one of them when it is decoding.
 """
 
 from dataclasses import dataclass, field
@@ -53,7 +54,9 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The part of a sequence computed in one step: `num_tokens` tokens from `start`, all in one forward pass."""
+    """The part of a sequence computed in one step: `num_tokens` tokens from `start`, all in one
+    forward pass.
+    """
 
     sequence: Sequence
     start: int

@@ -1,4 +1,6 @@
-"""What every route needs, built once when a server process starts (server/app.py) and never changed."""
+"""What every route needs, built once when a server process starts (server/app.py) and never
+changed.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

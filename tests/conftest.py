@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from engine.process import set_thread_policy
 from tests import real_models
 
 set_thread_policy()
+settings.register_profile("default", deadline=None)  # a slow machine is not a failure
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -141,5 +141,5 @@ class EngineMachine(RuleBasedStateMachine):
                 assert len(request.prompt_token_ids) + len(output) >= capacity
 
 
-EngineMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+EngineMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40)
 TestEngine = EngineMachine.TestCase

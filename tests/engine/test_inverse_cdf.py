@@ -19,7 +19,7 @@ def draw_exactly(weights: list[int], noise: float) -> int:
     raise AssertionError("no weight")
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     weights=st.lists(st.sampled_from([0, 0, 1, 5, 2**20]), min_size=1, max_size=1600),
     noise=st.floats(0, 1, exclude_max=True),

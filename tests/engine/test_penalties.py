@@ -21,7 +21,7 @@ def naive(row: list[float], params: SamplingParams, prompt: list[int], output: l
         row[token_id] -= params.frequency_penalty * output.count(token_id)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(prompt=tokens.filter(bool), output=tokens, more=tokens, seed=st.integers(0, 1000))
 def test_state_counts_new_tokens_as_a_recount_does(
     prompt: list[int], output: list[int], more: list[int], seed: int

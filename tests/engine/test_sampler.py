@@ -109,7 +109,7 @@ def build(rows: list[tuple[SamplingParams, int, int]]) -> list[Sequence]:
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows=rows_strategy, seed=st.integers(0, 99), rounded=st.booleans())
 def test_a_row_is_sampled_alone_as_in_any_batch(
     rows: list[tuple[SamplingParams, int, int]], seed: int, rounded: bool

@@ -2,12 +2,12 @@
 
 import httpx
 import tokenizers
-from server.app import create_app
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from engine.fake import FakeEngine
 from protocol.prompt import ChatTemplate
 from protocol.tokenizer import Tokenizer
+from server.app import create_app
 from server.config import ServerConfig
 from server.metrics import Metrics
 from server.state import AppState, ServedModel

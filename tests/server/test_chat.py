@@ -188,7 +188,7 @@ async def test_a_false_start_of_a_stop_string() -> None:
     st.lists(st.text(alphabet="aéST", min_size=1, max_size=3), max_size=2),
     st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 async def test_the_reply_is_the_fold_of_the_stream(
     texts: list[str], stops: list[str], logprobs: bool
 ) -> None:
