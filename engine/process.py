@@ -174,7 +174,8 @@ def main() -> None:
 
 def _stop_with_parent(loop: EngineLoop) -> None:
     """Standard input ends when the parent is gone, however it went."""
-    sys.stdin.read()
+    while os.read(0, 1 << 16):  # not sys.stdin: its lock would outlive this daemon thread
+        pass
     loop.stop()
 
 
