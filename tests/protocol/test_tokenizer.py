@@ -1,6 +1,7 @@
 """Tokenizer: ids equal transformers' and tiktoken's; text never becomes a control token."""
 
 import json
+import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -36,6 +37,19 @@ def tiktoken_reference(path: Path, pattern: str) -> tiktoken.Encoding:
 
 @pytest.mark.real_model
 class TestQwen:
+    def test_a_long_text_stops_no_other_thread(self, qwen_coder_path: Path) -> None:
+        tokenizer = vocabularies.real_tokenizer(qwen_coder_path)
+        text = "a b " * 200_000  # some tenths of a second
+        prompt = (part for part in [text])  # as a chat template hands it over
+        with ThreadPoolExecutor(1) as pool:
+            encoding = pool.submit(tokenizer.encode_parts, prompt)
+            num_turns = 0
+            while not encoding.done():
+                time.sleep(0.001)
+                num_turns += 1
+        assert len(encoding.result()) == 400_001
+        assert num_turns > 20  # 1 or 2 where the interpreter's lock is held
+
     @pytest.mark.parametrize("text", TEXTS)
     def test_ids_equal_transformers(self, qwen_coder_path: Path, text: str) -> None:
         tokenizer = vocabularies.real_tokenizer(qwen_coder_path)
