@@ -40,11 +40,14 @@ def load_engine(config: EngineConfig) -> Engine:
         decoder_config = weights.decoder_config(checkpoint)
     dtype = weights.resolve_dtype(config.dtype, checkpoint, device)
     max_model_len = resolve_max_model_len(config, decoder_config)
+    if config.kv_cache_memory_bytes is not None:  # refused before the weights take their time
+        resolve_num_blocks(config, decoder_config, dtype, device, max_model_len)
     token_budget = resolve_token_budget(config, device)
     backend = ReferenceBackend()
     with _phase("load weights"):
         decoder = weights.load_decoder(checkpoint, dtype, device, backend)
     num_blocks = resolve_num_blocks(config, decoder_config, dtype, device, max_model_len)
+    _warn_of_small_cache(num_blocks * config.block_size, max_model_len)
     with _phase("allocate KV cache"):
         cache = kv_cache.KVCache.allocate(
             decoder_config, num_blocks, config.block_size, dtype, device
@@ -59,6 +62,7 @@ def load_engine(config: EngineConfig) -> Engine:
         backend=backend.name,
     )
     num_valid = num_valid_tokens(checkpoint)
+    _check_eos(checkpoint, decoder_config.vocab_size)
     sampler = Sampler(decoder_config.vocab_size, checkpoint.eos_token_ids, num_valid)
     logger.info(
         "model loaded",
@@ -125,13 +129,24 @@ def resolve_num_blocks(
     if cache_bytes is None:
         cache_bytes = kv_cache.auto_kv_cache_bytes(device)
     num_blocks = cache_bytes // block_bytes
+    blocks_per_sequence = -(-max_model_len // config.block_size)
     if num_blocks < 1:
         raise ConfigError(
             f"A KV cache of {cache_bytes} bytes does not hold one block of {config.block_size} "
-            f"tokens, which takes {block_bytes} bytes."
+            f"tokens, which takes {block_bytes} bytes; a sequence of {max_model_len} tokens takes "
+            f"{blocks_per_sequence * block_bytes}. Give more with --kv-cache-memory."
         )
-    blocks_per_sequence = -(-max_model_len // config.block_size)
     return min(num_blocks, blocks_per_sequence * config.max_num_seqs)
+
+
+def _warn_of_small_cache(num_tokens: int, max_model_len: int) -> None:
+    if num_tokens < max_model_len:
+        fields = {"kv_cache_tokens": num_tokens, "max_model_len": max_model_len}
+        logger.warning(
+            "the KV cache is smaller than the context: longer prompts are refused, longer "
+            "sequences end early; give more with --kv-cache-memory",
+            extra={"fields": fields},
+        )
 
 
 def num_valid_tokens(checkpoint: Checkpoint) -> int:
@@ -149,8 +164,17 @@ def num_valid_tokens(checkpoint: Checkpoint) -> int:
         ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
         added = (token["id"] for token in tokenizer.get("added_tokens", ()))
         return min(max(max(ids), max(added, default=0)) + 1, vocab_size)
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise CheckpointError(f"{checkpoint.path}: tokenizer.json is not valid: {exc!r}") from exc
+
+
+def _check_eos(checkpoint: Checkpoint, vocab_size: int) -> None:
+    for token_id in checkpoint.eos_token_ids:
+        if token_id >= vocab_size:
+            raise CheckpointError(
+                f"{checkpoint.path}: eos_token_id {token_id} is outside the vocabulary of "
+                f"{vocab_size}."
+            )
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def resolve_dtype(config_dtype: str, checkpoint: Checkpoint, device: torch.devic
     if checkpoint.format == "gguf":
         return torch.bfloat16 if computes_bfloat16(device) else torch.float32
     own = checkpoint.config.get("dtype") or "float32"  # transformers' default too
-    if own not in _DTYPES:
+    if not isinstance(own, str) or own not in _DTYPES:
         raise ConfigError(f"The checkpoint is in {own}; give a dtype out of {', '.join(_DTYPES)}.")
     return _DTYPES[own]
 

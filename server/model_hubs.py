@@ -56,7 +56,9 @@ def fetch_huggingface(
     except (LocalEntryNotFoundError, ValueError) as exc:
         cause = exc.__cause__ or exc
         raise PullError(
-            f"{repository} could not be downloaded: the hub cannot be reached ({_one_line(cause)})"
+            f"{repository} could not be downloaded: the hub cannot be reached "
+            f"({_one_line(cause)}); run `qwen-serve pull {repository}` where it can, "
+            "or give --model a local path"
         ) from exc
 
 

@@ -46,7 +46,10 @@ def pull(
             return embedded_model.fetch(models, console)
     match = _HUB_NAME.fullmatch(name)
     if match is None or name.startswith((".", "/", "~")) or ".." in name.split("/"):
-        raise PullError(f"there is no file or folder {name}, and it is not the name of a model")
+        raise PullError(
+            f"there is no file or folder {name}, and it is not the name of a model; give a path, "
+            f"{embedded_model.NAMES[0]} or a hub's org/name"
+        )
     repository, gguf_file = match.groups()
     return _pull_from_hub(repository, gguf_file, data_dir, source, revision, refresh, console)
 

@@ -17,6 +17,17 @@ from server.state import ServedModel
 _SAMPLING_KEYS = (*("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),)
 
 
+# A tokenizer.json of another shape than its readers expect shows as any of these.
+_BROKEN_TEXT = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    TemplateError,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelText:
     """The half of a model that works on text."""
@@ -31,9 +42,9 @@ class ModelText:
             tokenizer = tokenizer_of(checkpoint)
             source = checkpoint.chat_template
             return cls(tokenizer, ChatTemplate(source, tokenizer) if source else None)
-        except (ValueError, KeyError, TemplateError) as exc:
+        except _BROKEN_TEXT as exc:
             raise CheckpointError(
-                f"the tokenizer of {checkpoint.path} is not usable: {exc}"
+                f"The tokenizer of {checkpoint.path} is not usable: {exc}."
             ) from exc
 
 

@@ -47,6 +47,7 @@ def build_decoder_config(
     config: dict[str, Any], *, qkv_bias: bool, output_bias: bool
 ) -> DecoderConfig:
     """Read the keys that llama and its descendants share. Raises CheckpointError naming the key."""
+    _refuse_quantization(config.get("quantization_config"))
     _refuse(config, "hidden_act", ("silu", "swish"), default="silu")
     _refuse(config, "mlp_bias", (False,), default=False)
     hidden_size = positive_integer(config, "hidden_size")
@@ -122,6 +123,16 @@ def _refuse(config: dict[str, Any], key: str, supported: tuple[Any, ...], defaul
         raise CheckpointError(
             f"The model's config has {key} = {value!r}; only {supported[0]!r} is supported."
         )
+
+
+def _refuse_quantization(quantization: Any) -> None:
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    raise CheckpointError(
+        f"The model is quantised by {method!r} (quantization_config), which is not supported; take "
+        "its BF16 or FP16 checkpoint or a GGUF file."
+    )
 
 
 def _rope_scaling(config: dict[str, Any], rotary_dim: int) -> RopeScaling:

@@ -20,8 +20,8 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer(*, add_bos_token: bool = False) -> Tokenizer:
-    """One id for each byte, <|end|> and <s>."""
+def byte_tokenizer_json() -> str:
+    """A tokenizer.json: one id for each byte, <|end|> and <s>."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -29,8 +29,13 @@ def byte_tokenizer(*, add_bos_token: bool = False) -> Tokenizer:
     backend.add_special_tokens(
         [AddedToken(text, normalized=False, special=True) for text in ("<|end|>", "<s>")]
     )
+    text: str = backend.to_str()
+    return text
+
+
+def byte_tokenizer(*, add_bos_token: bool = False) -> Tokenizer:
     config = {"eos_token": "<|end|>", "bos_token": "<s>", "add_bos_token": add_bos_token}
-    return Tokenizer.from_json(backend.to_str(), config)
+    return Tokenizer.from_json(byte_tokenizer_json(), config)
 
 
 def small_state(
