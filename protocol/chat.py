@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from protocol.chat_messages import Message
-from protocol.sampling import MAX_LOGPROBS, Refused, SamplingFields
+from protocol.sampling import INT32_MAX, MAX_LOGPROBS, Refused, SamplingFields
 from protocol.usage import Usage
 from protocol.validation import MAX_QUOTED, InvalidField
 
@@ -62,12 +62,15 @@ Metadata = Annotated[
 ]
 
 
+MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
+
+
 class ChatRequest(SamplingFields):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None  # OpenAI's old name of the next
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: MaxTokens | None = None
+    max_tokens: MaxTokens | None = None  # OpenAI's old name of the same
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     metadata: Metadata | None = None  # for stored completions only; checked, then dropped

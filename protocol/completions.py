@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from protocol.chat import FinishReason
-from protocol.sampling import MAX_LOGPROBS, Refused, SamplingFields, TokenId
+from protocol.sampling import INT32_MAX, MAX_LOGPROBS, Refused, SamplingFields, TokenId
 from protocol.usage import Usage
 from protocol.validation import BRANCH, InvalidField
 
@@ -55,7 +55,7 @@ class CompletionRequest(SamplingFields):
     """Body of POST /v1/completions."""
 
     prompt: Prompt
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None  # OpenAI: at most 5
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None

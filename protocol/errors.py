@@ -30,6 +30,9 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+_MAX_QUOTED = 200  # characters of a model's name
+
+
 class ApiError(Exception):
     """Base of all; the message is meant for the client's eyes."""
 
@@ -88,13 +91,19 @@ class ModelNotFound(NotFound):
 
     def __init__(self, model: str) -> None:
         super().__init__(
-            f"The model `{model}` does not exist or you do not have access to it.", param="model"
+            f"The model `{model[:_MAX_QUOTED]}` does not exist or you do not have access to it.",
+            param="model",
         )
 
 
 class MethodNotAllowed(InvalidRequest):
     status = 405
     default_code = "method_not_supported"
+
+
+class PayloadTooLarge(InvalidRequest):
+    status = 413
+    default_code = "payload_too_large"
 
 
 class RateLimited(ApiError):

@@ -4,6 +4,7 @@ Ranges are OpenAI's, wider where noted. Null means "not given" everywhere, as Op
 Nothing here is accepted and then ignored: what cannot be honoured is refused with its name.
 """
 
+import re
 from typing import Annotated
 
 from pydantic import (
@@ -18,13 +19,15 @@ from pydantic import (
     model_validator,
 )
 
-from protocol.validation import BRANCH, InvalidField
+from protocol.validation import BRANCH, MAX_QUOTED, InvalidField
 
 MAX_STOPS = 16  # OpenAI: 4
 MAX_LOGPROBS = 20
 
-_INT32_MAX = 2**31 - 1
+INT32_MAX = 2**31 - 1
 _INT64_MAX = 2**63 - 1
+
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # one spelling for each, so that no key hides another
 
 
 class RequestModel(BaseModel):
@@ -62,11 +65,11 @@ Refused = Annotated[object, BeforeValidator(refuse)]
 
 def _check_logit_bias(bias: dict[str, float]) -> dict[str, float]:
     for key in bias:
-        if not (key.isascii() and key.isdigit()):
+        if _TOKEN_ID.fullmatch(key) is None:
             raise InvalidField(
                 "invalid_value",
-                f"Invalid key in 'logit_bias': {key}. You should only be submitting non-negative "
-                "integers.",
+                f"Invalid key in 'logit_bias': {key[:MAX_QUOTED]}. You should only be submitting "
+                "non-negative integers.",
             )
     return bias
 
@@ -81,7 +84,7 @@ Stop = Annotated[
     one_of("one of a string or array of strings"),
 ]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
-TokenId = Annotated[int, Field(ge=0, le=_INT32_MAX)]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
 class StreamOptions(RequestModel):
@@ -112,15 +115,15 @@ class SamplingFields(RequestModel):
     user: str | None = None
 
     # extensions
-    top_k: Annotated[int, Field(ge=-1, le=_INT32_MAX)] | None = None  # 0 and -1 = off
+    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None  # 0 and -1 = off
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=_INT32_MAX)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    priority: Annotated[int, Field(ge=-_INT32_MAX - 1, le=_INT32_MAX)] | None = None
+    priority: Annotated[int, Field(ge=-INT32_MAX - 1, le=INT32_MAX)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
     @property

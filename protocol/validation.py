@@ -194,7 +194,7 @@ def _out_of_bounds(param: str, kind: str, bound: float, value: float) -> Invalid
     limit = bound if isinstance(bound, int) else f"{bound:g}"
     return InvalidRequest(
         f"Invalid '{param}': {number} {text} value. Expected a value {sign} {limit}, "
-        f"but got {value} instead.",
+        f"but got {str(value)[:MAX_QUOTED]} instead.",
         param=param,
         code=f"{number}_{code}",
     )

@@ -24,6 +24,7 @@ from protocol.logprobs import finite, token_text
 from protocol.sse import obfuscation
 from protocol.usage import Usage
 from protocol.validation import parse
+from server.body import read_json_body
 from server.choice import Delta, PlacedLogprobs, TextOptions
 from server.convert import chat_requests, check_model, system_fingerprint
 from server.generation import Generation
@@ -41,7 +42,7 @@ router = APIRouter()
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation with n choices, as one reply or as a stream."""
     state: AppState = request.app.state.qwen
-    raw_body = await request.body()
+    raw_body = await read_json_body(request)
     body, ignored = parse(ChatRequest, raw_body, state.config.unknown_fields)
     check_model(body.model, state.model)
     reply_id = f"chatcmpl-{uuid4().hex}"

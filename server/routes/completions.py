@@ -19,6 +19,7 @@ from protocol.logprobs import finite, token_text
 from protocol.sse import obfuscation
 from protocol.usage import Usage
 from protocol.validation import parse
+from server.body import read_json_body
 from server.choice import Delta, TextOptions
 from server.convert import check_model, completion_requests, system_fingerprint
 from server.generation import Generation
@@ -38,7 +39,7 @@ router = APIRouter()
 async def create_completion(request: Request) -> Response:
     """Continue one or many prompts with n choices each, as one reply or as a stream."""
     state: AppState = request.app.state.qwen
-    raw_body = await request.body()
+    raw_body = await read_json_body(request)
     body, ignored = parse(CompletionRequest, raw_body, state.config.unknown_fields)
     check_model(body.model, state.model)
     reply_id = f"cmpl-{uuid4().hex}"

@@ -13,6 +13,7 @@ from protocol.errors import InvalidRequest
 from protocol.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from protocol.tokenizer import Tokenizer
 from protocol.validation import parse
+from server.body import read_json_body
 from server.convert import check_model, encode_messages, encode_prompt
 from server.state import AppState, ServedModel
 from server.streaming import ignored_header
@@ -23,7 +24,7 @@ router = APIRouter()
 @router.post("/tokenize")
 async def tokenize(request: Request) -> Response:
     state: AppState = request.app.state.qwen
-    raw_body = await request.body()
+    raw_body = await read_json_body(request)
     body, ignored = parse(TokenizeRequest, raw_body, state.config.unknown_fields)
     if body.model is not None:
         check_model(body.model, state.model)
@@ -41,7 +42,7 @@ async def tokenize(request: Request) -> Response:
 @router.post("/detokenize")
 async def detokenize(request: Request) -> Response:
     state: AppState = request.app.state.qwen
-    raw_body = await request.body()
+    raw_body = await read_json_body(request)
     body, ignored = parse(DetokenizeRequest, raw_body, state.config.unknown_fields)
     if body.model is not None:
         check_model(body.model, state.model)

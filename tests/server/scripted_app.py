@@ -87,7 +87,8 @@ class App:
     async def post(self, path: str, body: object, **headers: str) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with client_of(self.state) as client:
-            return await client.post(path, content=content, headers=headers)
+            types = {"content-type": "application/json"}
+            return await client.post(path, content=content, headers=types | headers)
 
     async def chat(self, **fields: object) -> httpx.Response:
         messages = [{"role": "user", "content": "hi"}]

@@ -208,7 +208,8 @@ async def leave(app: App, *, stream: bool, after_chunks: int) -> list[Message]:
 
     scope = {
         "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
-        "headers": [], "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+        "headers": [(b"content-type", b"application/json")], "http_version": "1.1",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
     }  # fmt: skip
     if after_chunks == 0:
         asyncio.get_running_loop().call_later(0.01, gone.set)
@@ -255,7 +256,8 @@ async def test_a_connection_that_closes(stream: bool) -> None:
         messages = [{"role": "user", "content": "hi"}]
         body = json.dumps({"model": "alias", "messages": messages, "stream": stream}).encode()
         head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)
         if stream:

@@ -108,7 +108,8 @@ async def test_bad_requests(path: str, body: object, param: str, code: str) -> N
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
 async def test_not_json_is_400_and_unknown_model_404(path: str) -> None:
     async with client_of(small_state()) as client:
-        assert (await client.post(path, content=b"{")).status_code == 400
+        types = {"content-type": "application/json"}
+        assert (await client.post(path, content=b"{", headers=types)).status_code == 400
         body = {"model": "gpt-9", "prompt": "a"} if path == "/tokenize" else {"model": "gpt-9"}
         if path == "/detokenize":
             body = {"model": "gpt-9", "tokens": []}  # type: ignore[dict-item]

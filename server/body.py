@@ -1,0 +1,40 @@
+"""Reads a request's body: JSON by its content type, and no larger than a server can hold.
+
+Knows nothing of what is in it (protocol/validation.py).
+"""
+
+from fastapi import Request
+
+from protocol.errors import InvalidRequest, PayloadTooLarge
+from protocol.validation import MAX_QUOTED
+
+# A million tokens of Chinese, each character as a JSON escape, are about 10 MB.
+MAX_BODY_BYTES = 16 * 2**20
+
+
+async def read_json_body(request: Request) -> bytes:
+    """Return the raw body.
+
+    The content type is more than a formality: other types a web page may send to any server, this
+    one on the user's own machine too, without asking that server first (CORS).
+    Raises InvalidRequest for another content type, PayloadTooLarge as soon as it is too large.
+    """
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        shown = content_type[:MAX_QUOTED]
+        raise InvalidRequest(
+            f"Unsupported content type: '{shown}'. This API method only accepts 'application/json' "
+            f"requests, but you specified the header 'Content-Type: {shown}'. Please try again "
+            "with a supported content type.",
+            code="unsupported_content_type",
+        )
+    chunks = []
+    num_bytes = 0
+    async for chunk in request.stream():
+        num_bytes += len(chunk)
+        if num_bytes > MAX_BODY_BYTES:
+            raise PayloadTooLarge(
+                f"The request's body is larger than {MAX_BODY_BYTES} bytes, the most that is read."
+            )
+        chunks.append(chunk)
+    return b"".join(chunks)
