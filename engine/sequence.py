@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`token_ids` is prompt + output; the KV cache holds the first `num_computed_tokens` of them."""
+    """`token_ids` is prompt + output; the first `num_computed_tokens` are in the KV cache."""
 
     request: EngineRequest
     arrival: int  # order of arrival, breaks ties between equal priorities
