@@ -40,7 +40,8 @@ fmt: $(DEV)
 	$(BIN)/ruff format $(CODE)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m loadtest.frontend --model "$$($(BIN)/qwen-serve pull)" $(ARGS)
+	$(BIN)/python -m engine.bench --model "$$($(BIN)/qwen-serve pull)"
+	$(BIN)/python -m loadtest.frontend --model "$$($(BIN)/qwen-serve pull)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

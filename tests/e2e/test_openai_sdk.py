@@ -1,7 +1,6 @@
 """The unmodified openai SDK against the real application with a fake engine."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 
 import openai
@@ -20,6 +19,7 @@ from tests.e2e.sdk_scenarios import (
     Scenario,
     ask,
 )
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.real_model
 
@@ -117,13 +117,6 @@ def endless(request: EngineRequest) -> Iterator[Event | float]:
     while True:
         yield TokenEvent(request.id, [100])
         yield 0.001
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests.e2e.real_server import real_server
 from tests.engine import tiny_models
 from tests.server.small_app import byte_tokenizer_json
+from tests.waiting import wait_until
 
 COMMAND = (str(Path(sys.executable).with_name("qwen-serve")), "serve")
 TIMEOUT_S = 60.0
@@ -90,7 +91,8 @@ def test_a_mark_finds_processes() -> None:
     mark = f"START_FAILURE={uuid.uuid4()}"
     name, _, value = mark.partition("=")
     with subprocess.Popen(["sleep", "60"], env={**os.environ, name: value}) as process:
-        assert processes_with(mark) == ([str(process.pid)] if Path("/proc/self").exists() else [])
+        if Path("/proc/self").exists():  # its environment is there a moment after the process is
+            assert wait_until(lambda: processes_with(mark)) == [str(process.pid)]
         process.kill()
 
 

@@ -10,31 +10,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 import pytest
 
 from server.supervisor import StartError, listen
 from tests.server.supervised import API_KEY
-
-T = TypeVar("T")
+from tests.waiting import DEADLINE_S, wait_until
 
 REPOSITORY = Path(__file__).parent.parent.parent
-DEADLINE_S = 120.0  # only how long a broken build hangs
-
-
-def wait_until(look: Callable[[], T]) -> T:
-    """Poll until `look` returns something true, and return that."""
-    give_up_s = time.monotonic() + DEADLINE_S
-    while time.monotonic() < give_up_s:
-        if found := look():
-            return found
-        time.sleep(0.02)
-    raise TimeoutError("it never happened")
 
 
 def is_alive(pid: int) -> bool:
@@ -73,6 +59,11 @@ class Supervised:
 
     def pids(self, kind: str) -> list[int]:
         return [int(path.suffix[1:]) for path in self.folder.glob(f"{kind}.*")]
+
+    def started(self, workers: int) -> list[int]:
+        """Process IDs of the engine and of all HTTP workers, which write them in their own time."""
+        wait_until(lambda: len(self.pids("engine") + self.pids("worker")) == 1 + workers)
+        return self.pids("engine") + self.pids("worker")
 
     def pid(self, kind: str) -> int:
         return wait_until(lambda: self.pids(kind))[0]
@@ -117,8 +108,7 @@ def test_it_says_when_it_is_ready_and_leaves_nothing_behind(start: Start, worker
     assert re.fullmatch(rf"ready: http://127\.0\.0\.1:{port}/v1 model m in \d+\.\d s\n", line), line
     (runtime,) = [path for path in supervised.temporary.iterdir() if "qwen-serve" in path.name]
     assert runtime.stat().st_mode & 0o777 == 0o700
-    pids = supervised.pids("engine") + supervised.pids("worker")
-    assert len(pids) == 1 + workers
+    pids = supervised.started(workers)
     supervised.ask_stop()
     assert supervised.wait() == 0
     assert not any(is_alive(pid) for pid in pids)
