@@ -40,8 +40,8 @@ fmt: $(DEV)
 	$(BIN)/ruff format $(CODE)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m engine.bench --model "$$($(BIN)/qwen-serve pull)"
-	$(BIN)/python -m loadtest.frontend --model "$$($(BIN)/qwen-serve pull)"
+	model=$$($(BIN)/qwen-serve pull) && for part in engine.bench loadtest.frontend loadtest.whole; do \
+	  $(BIN)/python -m $$part --model "$$model" || exit; done
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
