@@ -6,7 +6,7 @@ import msgspec
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Options as given; engine/model_runner.py resolves "auto" and None when it loads the model."""
+    """Options as given; engine/load.py resolves "auto" and None."""
 
     model: str  # a local path: a folder in the hub's layout or a .gguf file
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

@@ -1,7 +1,7 @@
 """Owns the device side of the engine: the decoder's weights, the KV cache and the sampler.
 
-Turns chunks into tensors, runs one forward pass and returns plain numbers. Resolves what the
-options leave open ("auto", None) when it loads the model. Knows nothing of scheduling.
+Turns chunks into tensors, runs one forward pass and returns plain numbers. engine/load.py builds it.
+Knows nothing of scheduling.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelRunner:
-    """A loaded model on one device. Build it with `load`."""
+    """A loaded model on one device."""
 
     decoder: Decoder
     kv_cache: KVCache

@@ -138,8 +138,8 @@ def set_thread_policy() -> None:
     """Let idle OpenMP threads sleep soon; call it before torch is imported.
 
     GNU OpenMP spins for milliseconds at the end of every parallel operation. Where another process,
-    such as the HTTP server, needs that core, the spinning is what it has to wait for: measured at
-    8 times fewer tokens per second on a busy machine with two cores (docs/benchmarks.md).
+    such as the HTTP server, needs that core, the spinning is what it has to wait for: on a busy
+    machine with two cores that costs half of the tokens per second (docs/benchmarks.md).
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
