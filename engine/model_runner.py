@@ -1,7 +1,7 @@
 """Owns the device side of the engine: the decoder's weights, the KV cache and the sampler.
 
-Turns chunks into tensors, runs one forward pass and returns plain numbers. engine/load.py builds it.
-Knows nothing of scheduling.
+Turns chunks into tensors, runs one forward pass and returns plain numbers. Knows nothing of
+scheduling; engine/load.py builds it.
 """
 
 import logging
