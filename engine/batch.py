@@ -25,6 +25,7 @@ class Batch:
     context_lens: list[int]  # num_seqs: tokens in the KV cache after this step, the chunk included
     block_tables: torch.Tensor  # (num_seqs, max_blocks) int64, padded with 0
     block_size: int
+    rope_thetas: list[float]  # num_seqs: the base of each sequence's rotary embedding
 
     @classmethod
     def build(cls, chunks: ListLike[Chunk], block_size: int, device: torch.device) -> "Batch":
@@ -55,4 +56,5 @@ class Batch:
             context_lens=[chunk.end for chunk in chunks],
             block_tables=torch.tensor(tables, dtype=torch.int64).to(device),
             block_size=block_size,
+            rope_thetas=[chunk.sequence.rope_theta for chunk in chunks],
         )

@@ -119,11 +119,7 @@ class BlockManager:
     def _extend_hashes(self, sequence: Sequence, num_full_blocks: int) -> None:
         size = self.block_size
         for index in range(len(sequence.block_hashes), num_full_blocks):
-            parent = (
-                sequence.block_hashes[-1]
-                if sequence.block_hashes
-                else sequence.request.cache_salt.encode()
-            )
+            parent = sequence.block_hashes[-1] if sequence.block_hashes else sequence.cache_key
             tokens = array("I", sequence.token_ids[index * size : (index + 1) * size])
             # cryptographic, so that no client can craft a prompt that hits another one's blocks
             sequence.block_hashes.append(

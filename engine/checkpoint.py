@@ -66,7 +66,7 @@ class Checkpoint:
 def _open_gguf(path: Path) -> Checkpoint:
     file = GgufFile.open(path)
     metadata = gguf_config.Metadata(file)
-    registry.family(metadata.architecture)
+    registry.gguf_family(metadata.architecture)
     vocabulary = _gguf_vocabulary(metadata)
     template = "tokenizer.chat_template"
     return Checkpoint(

@@ -5,6 +5,7 @@ Between the family's rules (engine/models/family.py) and the readers (engine/wei
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -15,7 +16,7 @@ from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder
 from engine.models.family import Part, TensorRule
 
-# In some files, and not weights: RoPE frequencies, which are computed or part of the config here.
+# In many files, and not weights: RoPE frequencies, which are computed or part of the config here.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rope_freqs.weight")
 
 
@@ -25,7 +26,7 @@ class Placement:
 
     source: str
     target: torch.Tensor  # a view of the parameter: the rows that the source fills, in its shape
-    permuted_heads: int | None  # heads whose rows the source has in interleaved order
+    row_order: torch.Tensor | None  # the source's row for each row of `target`; None = the same
 
 
 def place_tensors(
@@ -38,8 +39,8 @@ def place_tensors(
     family = registry.family(checkpoint.config["model_type"])
     is_gguf = checkpoint.format == "gguf"
     rules = family.gguf_rules if is_gguf else family.hub_rules
-    is_permuted = is_gguf and family.gguf_permutes_qk
-    placements = list(_placements(decoder, rules, is_permuted))
+    pairs_neighbours = family.gguf_pairs_neighbours if is_gguf else family.hub_pairs_neighbours
+    placements = list(_placements(decoder, rules, pairs_neighbours))
     for placement in placements:
         shape, wanted = shapes.get(placement.source), tuple(placement.target.shape)
         if shape is None:
@@ -51,34 +52,36 @@ def place_tensors(
     expected = {placement.source for placement in placements}
     if decoder.config.tie_word_embeddings:  # some files repeat the embedding under this name
         expected |= {rule.source for rule in rules if rule.target == "head.weight"}
+    ignored = _IGNORED_SUFFIXES + family.ignored_suffixes
     for name in shapes:
-        if name not in expected and not name.endswith(_IGNORED_SUFFIXES):
+        if name not in expected and not name.endswith(ignored):
             raise CheckpointError(f"{checkpoint.path} has the unexpected tensor {name!r}.")
     return placements
 
 
 def _placements(
-    decoder: Decoder, rules: tuple[TensorRule, ...], is_permuted: bool
+    decoder: Decoder, rules: tuple[TensorRule, ...], pairs_neighbours: bool
 ) -> Iterator[Placement]:
     parameters, config = decoder.parameters(), decoder.config
     for rule in rules:
         layers = range(config.num_layers) if "{layer}" in rule.source else range(1)
-        for layer in layers:
-            parameter = parameters.get(rule.target.format(layer=layer))
+        has_experts = config.moe is not None and "{expert}" in rule.source
+        experts = range(config.moe.num_experts) if config.moe and has_experts else range(1)
+        for layer, expert in product(layers, experts):
+            parameter = parameters.get(rule.target.format(layer=layer, expert=expert))
             if parameter is None:
                 continue
             yield Placement(
-                source=rule.source.format(layer=layer),
-                target=parameter[_rows(config, rule.part)],
-                permuted_heads=_heads(config, rule.part) if is_permuted else None,
+                source=rule.source.format(layer=layer, expert=expert),
+                target=parameter[_rows(parameter.shape[0], config, rule.part)],
+                row_order=_row_order(config, rule) if pairs_neighbours else None,
             )
 
 
-def _rows(config: DecoderConfig, part: Part) -> slice:
-    """The rows of a fused parameter that a part fills."""
+def _rows(num_rows: int, config: DecoderConfig, part: Part) -> slice:
+    """The rows of a fused parameter of `num_rows` rows that a part fills."""
     q = config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim
-    width = config.intermediate_size
     match part:
         case "q":
             return slice(0, q)
@@ -87,12 +90,26 @@ def _rows(config: DecoderConfig, part: Part) -> slice:
         case "v":
             return slice(q + kv, q + 2 * kv)
         case "gate":
-            return slice(0, width)
+            return slice(0, num_rows // 2)
         case "up":
-            return slice(width, 2 * width)
+            return slice(num_rows // 2, num_rows)
         case "all":
             return slice(None)
 
 
-def _heads(config: DecoderConfig, part: Part) -> int | None:
-    return {"q": config.num_heads, "k": config.num_kv_heads}.get(part)
+def _row_order(config: DecoderConfig, rule: TensorRule) -> torch.Tensor | None:
+    """The rows of a source that pairs neighbours, in the order that pairs halves."""
+    if ".qkv." not in rule.target or rule.part == "v" or config.rope is None:
+        return None
+    num_heads = {
+        "q": config.num_heads,
+        "k": config.num_kv_heads,
+        "all": config.num_heads + config.num_kv_heads,  # then come the rows of v
+    }[rule.part]
+    rotary_dim = config.rope.rotary_dim
+    of_head = torch.arange(config.head_dim)
+    of_head[:rotary_dim] = of_head[:rotary_dim].view(-1, 2).T.flatten()
+    starts = torch.arange(num_heads) * config.head_dim
+    order = (starts.unsqueeze(1) + of_head).flatten()
+    num_values = config.num_kv_heads * config.head_dim if rule.part == "all" else 0
+    return torch.cat((order, torch.arange(len(order), len(order) + num_values)))

@@ -20,6 +20,8 @@ class Sequence:
 
     request: EngineRequest
     arrival: int  # order of arrival, breaks ties between equal priorities
+    # the base of its rotary embedding: of some models a function of the prompt's length
+    rope_theta: float = 0.0
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
@@ -46,6 +48,11 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def cache_key(self) -> bytes:
+        """What its K/V depends on beside its tokens: blocks are only shared where this is equal."""
+        return f"{self.rope_theta}:{self.request.cache_salt}".encode()
 
     @property
     def num_output_tokens(self) -> int:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from engine.backends.base import Backend
 from engine.checkpoint import Checkpoint
@@ -23,6 +24,8 @@ from engine.models.decoder import Decoder
 from engine.placement import Placement, place_tensors
 from engine.quant.gguf import SUPPORTED_TYPES, fill_jobs
 from engine.safetensors_files import SafetensorsFiles
+
+_NORMALIZED_ROWS = 4096  # at once, to bound the memory that it takes
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -53,6 +56,9 @@ def load_decoder(
     decoder = _build(config, backend, dtype, device)
     placements = place_tensors(decoder, checkpoint, shapes)
     _run([job for placement in placements for job in jobs_of(placement)])
+    if config.normalizes_head:
+        for rows in torch.split(decoder.head.weight, _NORMALIZED_ROWS):
+            rows.copy_(F.normalize(rows.float(), dim=1))
     return decoder
 
 
@@ -92,10 +98,16 @@ _Source = tuple[dict[str, tuple[int, ...]], Callable[[Placement], list[_Job]]]
 def _open_safetensors(checkpoint: Checkpoint) -> _Source:
     files = SafetensorsFiles.open(checkpoint.path)
 
-    def jobs_of(placement: Placement) -> list[_Job]:
-        return [partial(files.read_into, placement.source, placement.target)]
+    def read(placement: Placement) -> None:
+        target, order = placement.target, placement.row_order
+        if order is None:
+            files.read_into(placement.source, target)
+        else:
+            source = torch.empty_like(target, device="cpu")
+            files.read_into(placement.source, source)
+            target.copy_(source[order])
 
-    return files.shapes, jobs_of
+    return files.shapes, lambda placement: [partial(read, placement)]
 
 
 def _open_gguf(checkpoint: Checkpoint) -> _Source:
@@ -109,7 +121,7 @@ def _open_gguf(checkpoint: Checkpoint) -> _Source:
 
     def jobs_of(placement: Placement) -> list[_Job]:
         tensor = tensors[placement.source]
-        return fill_jobs(tensor, placement.target, placement.permuted_heads)
+        return fill_jobs(tensor, placement.target, placement.row_order)
 
     return {name: tensor.shape for name, tensor in tensors.items()}, jobs_of
 

@@ -25,13 +25,20 @@ class StepAttention(Protocol):
         ...
 
     def paged_attention(
-        self, queries: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor
+        self,
+        queries: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        window: int | None = None,
+        alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Causal attention of each token over its own sequence, read through the block tables.
 
         queries: (num_tokens, num_heads, head_dim), not yet scaled. The caches are one layer's,
         (num_blocks, block_size, num_kv_heads, head_dim), and hold every token of the step already,
         because a sequence may share blocks that another chunk of the same step writes. Softmax in
+        float32. A token sees the last `window` tokens up to itself, None = all. ALiBi adds to the
+        scaled scores slope * (key position - query position), with `alibi_slopes` (num_heads,)
         float32. Slots outside a sequence never influence it, whatever they hold (NaN included).
         Returns (num_tokens, num_heads * head_dim).
         """
@@ -54,12 +61,21 @@ class Backend(Protocol):
         """x (n, in) @ weight (out, in) transposed + bias (out,) -> (n, out)."""
         ...
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """RMSNorm over the last axis, in float32, cast back before the weight is applied."""
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, scales_in_float32: bool = False
+    ) -> torch.Tensor:
+        """RMSNorm over the last axis, in float32, cast back before the weight is applied, or with
+        `scales_in_float32` after it.
+        """
         ...
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        scales_in_float32: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(rms_norm(x + residual), x + residual). May write into both arguments."""
         ...

@@ -20,10 +20,25 @@ class _DecodeGroup:
 
     rows: torch.Tensor  # (n,) indices on the token axis
     slots: torch.Tensor  # (n * length,) slot of each context token, row by row
-    mask: torch.Tensor | None  # (n, 1, 1, length) bool, True = attend; None when nothing is padded
+    distances: torch.Tensor  # (n, length) query position - key position; negative = padding
+    is_padded: bool
+
+    def mask(self, window: int | None, slopes: torch.Tensor | None) -> torch.Tensor | None:
+        """Broadcasts to (n, num_kv_heads, heads of each, length); None = all are visible."""
+        length = self.distances.shape[1]
+        if slopes is None and not self.is_padded and (window is None or window >= length):
+            return None
+        visible = _visible(self.distances, window)[:, None, None, :]
+        if slopes is None:
+            return visible
+        return _alibi(slopes[..., None], self.distances[:, None, None, :], visible)
 
     def attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """queries (num_tokens, heads, d), keys, values (slots, kv_heads, d) -> (n, heads, d)."""
         n, (num_kv_heads, head_dim) = self.rows.shape[0], keys.shape[1:]
@@ -31,7 +46,7 @@ class _DecodeGroup:
         q = queries[self.rows].view(n, num_kv_heads, -1, head_dim)
         k = keys.index_select(0, self.slots).view(n, -1, num_kv_heads, head_dim).transpose(1, 2)
         v = values.index_select(0, self.slots).view(n, -1, num_kv_heads, head_dim).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return out.reshape(n, -1, head_dim)
 
 
@@ -42,19 +57,62 @@ class _PrefillChunk:
     start: int  # on the token axis
     end: int
     slots: torch.Tensor  # (context_len,)
-    mask: torch.Tensor | None  # (num_tokens, context_len) bool; None = chunk is the whole context
+    positions: torch.Tensor  # (num_tokens,)
+
+    def distances(self) -> torch.Tensor:
+        """Query position - key position: (num_tokens, context_len)."""
+        keys = torch.arange(self.slots.shape[0], device=self.slots.device)
+        return self.positions.unsqueeze(1) - keys
+
+    def mask(self, window: int | None) -> torch.Tensor | None:
+        """(num_tokens, context_len) bool, True = attend; None = causal over the whole context."""
+        context_len = self.slots.shape[0]
+        if self.end - self.start == context_len and (window is None or window >= context_len):
+            return None
+        return _visible(self.distances(), window)
 
     def attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """queries (num_tokens, heads, d), keys, values (slots, kv_heads, d) -> (n, heads, d)."""
+        q, k, v = self._gather(queries, keys, values)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
+
+    def attend_alibi(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        window: int | None,
+        slopes: torch.Tensor,
+    ) -> torch.Tensor:
+        """The same with ALiBi, head by head: the bias of all heads at once could be gigabytes."""
+        q, k, v = self._gather(queries, keys, values)
+        distances = self.distances()
+        visible = _visible(distances, window)
+        num_heads, share = q.shape[1], q.shape[1] // k.shape[1]
+        heads = [
+            F.scaled_dot_product_attention(
+                q[:, i], k[:, i // share], v[:, i // share], _alibi(slopes[i], distances, visible)
+            )
+            for i in range(num_heads)
+        ]
+        return torch.cat(heads).transpose(0, 1)
+
+    def _gather(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = queries[self.start : self.end].transpose(0, 1).unsqueeze(0)
         k = keys.index_select(0, self.slots).transpose(0, 1).unsqueeze(0)
         v = values.index_select(0, self.slots).transpose(0, 1).unsqueeze(0)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=True
-        )
-        return out[0].transpose(0, 1)
+        return q, k, v
 
 
 class ReferenceStepAttention:
@@ -72,6 +130,9 @@ class ReferenceStepAttention:
             else:
                 self._prefills.append(_prefill_chunk(batch, i, start, end))
         self._groups = [_decode_group(batch, sequences) for sequences in decodes.values()]
+        # the same for all layers with the same window
+        self._decode_masks: dict[int | None, list[torch.Tensor | None]] = {}
+        self._prefill_masks: dict[int | None, list[torch.Tensor | None]] = {}
 
     def write_kv(
         self,
@@ -84,15 +145,41 @@ class ReferenceStepAttention:
         value_cache.flatten(0, 1).index_copy_(0, self._slot_mapping, values)
 
     def paged_attention(
-        self, queries: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor
+        self,
+        queries: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        window: int | None = None,
+        alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)
         out = torch.empty_like(queries, memory_format=torch.contiguous_format)
-        for group in self._groups:
-            out[group.rows] = group.attend(queries, keys, values)
-        for chunk in self._prefills:
-            out[chunk.start : chunk.end] = chunk.attend(queries, keys, values)
+        if window not in self._decode_masks:
+            slopes = None if alibi_slopes is None else alibi_slopes.view(keys.shape[1], -1)
+            self._decode_masks[window] = [group.mask(window, slopes) for group in self._groups]
+        for group, mask in zip(self._groups, self._decode_masks[window], strict=True):
+            out[group.rows] = group.attend(queries, keys, values, mask)
+        if alibi_slopes is not None:
+            for chunk in self._prefills:
+                out[chunk.start : chunk.end] = chunk.attend_alibi(
+                    queries, keys, values, window, alibi_slopes
+                )
+            return out.flatten(1)
+        if window not in self._prefill_masks:
+            self._prefill_masks[window] = [chunk.mask(window) for chunk in self._prefills]
+        for chunk, mask in zip(self._prefills, self._prefill_masks[window], strict=True):
+            out[chunk.start : chunk.end] = chunk.attend(queries, keys, values, mask)
         return out.flatten(1)
+
+
+def _visible(distances: torch.Tensor, window: int | None) -> torch.Tensor:
+    visible = distances >= 0
+    return visible if window is None else visible & (distances < window)
+
+
+def _alibi(slopes: torch.Tensor, distances: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """What is added to the scores, in float32; -inf where a key is not visible."""
+    return (-slopes * distances).masked_fill(~visible, float("-inf"))
 
 
 def _decode_group(batch: Batch, sequences: list[int]) -> _DecodeGroup:
@@ -103,18 +190,14 @@ def _decode_group(batch: Batch, sequences: list[int]) -> _DecodeGroup:
     positions = torch.arange(max(lens), device=device).unsqueeze(0)  # (1, length)
     tables = batch.block_tables[torch.tensor(sequences, device=device)]
     slots = _slots(tables, positions.minimum(last), batch.block_size)
-    mask = None if min(lens) == max(lens) else (positions <= last)[:, None, None, :]
-    return _DecodeGroup(rows, slots.flatten(), mask)
+    return _DecodeGroup(rows, slots.flatten(), last - positions, min(lens) < max(lens))
 
 
 def _prefill_chunk(batch: Batch, sequence: int, start: int, end: int) -> _PrefillChunk:
-    context_len = batch.context_lens[sequence]
-    positions = torch.arange(context_len, device=batch.block_tables.device)
+    keys = torch.arange(batch.context_lens[sequence], device=batch.block_tables.device)
     table = batch.block_tables[sequence : sequence + 1]
-    slots = _slots(table, positions.unsqueeze(0), batch.block_size).flatten()
-    is_whole = end - start == context_len
-    mask = None if is_whole else positions <= batch.positions[start:end].unsqueeze(1)
-    return _PrefillChunk(start, end, slots, mask)
+    slots = _slots(table, keys.unsqueeze(0), batch.block_size).flatten()
+    return _PrefillChunk(start, end, slots, batch.positions[start:end])
 
 
 def _slots(tables: torch.Tensor, positions: torch.Tensor, block_size: int) -> torch.Tensor:
@@ -136,16 +219,25 @@ class ReferenceBackend:
     ) -> torch.Tensor:
         return F.linear(x, weight, bias)
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, scales_in_float32: bool = False
+    ) -> torch.Tensor:
         floats = x.float()
         scale = torch.rsqrt(floats.square().mean(-1, keepdim=True) + eps)
+        if scales_in_float32:
+            return (weight * (floats * scale)).to(x.dtype)
         return weight * (floats * scale).to(x.dtype)
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        scales_in_float32: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         total = x + residual
-        return self.rms_norm(total, weight, eps), total
+        return self.rms_norm(total, weight, eps, scales_in_float32), total
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         rotary_dim = cos.shape[-1]

@@ -4,7 +4,7 @@ import torch
 
 from engine.backends.base import Backend
 from engine.layers.linear import Linear
-from engine.models.config import DecoderConfig
+from engine.layers.norm import RMSNorm
 
 
 class MLP:
@@ -13,13 +13,23 @@ class MLP:
     __slots__ = ("_backend", "down", "gate_up")
 
     def __init__(
-        self, backend: Backend, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device
+        self,
+        backend: Backend,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        hidden_size, width = config.hidden_size, config.intermediate_size
         self._backend = backend
-        self.gate_up = Linear(backend, hidden_size, 2 * width, dtype=dtype, device=device)
-        self.down = Linear(backend, width, hidden_size, dtype=dtype, device=device)
+        self.gate_up = Linear(
+            backend, hidden_size, 2 * intermediate_size, dtype=dtype, device=device
+        )
+        self.down = Linear(backend, intermediate_size, hidden_size, dtype=dtype, device=device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: (num_tokens, hidden_size) -> the same shape."""
         return self.down(self._backend.silu_mul(self.gate_up(x)))
+
+    def parts(self) -> dict[str, Linear | RMSNorm]:
+        return {"gate_up": self.gate_up, "down": self.down}

@@ -3,26 +3,36 @@
 import torch
 
 from engine.backends.base import Backend
+from engine.models.config import DecoderConfig
 
 
 class RMSNorm:
     """weight (size,); not filled by the constructor."""
 
-    __slots__ = ("backend", "eps", "weight")
+    __slots__ = ("_backend", "_eps", "_scales_in_float32", "weight")
 
     def __init__(
-        self, backend: Backend, size: int, eps: float, *, dtype: torch.dtype, device: torch.device
+        self,
+        backend: Backend,
+        size: int,
+        config: DecoderConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.backend = backend
-        self.eps = eps
+        self._backend = backend
+        self._eps = config.rms_norm_eps
+        self._scales_in_float32 = config.norm_scales_in_float32
         self.weight = torch.empty(size, dtype=dtype, device=device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.backend.rms_norm(x, self.weight, self.eps)
+        return self._backend.rms_norm(x, self.weight, self._eps, self._scales_in_float32)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (norm(x + residual), x + residual)."""
-        return self.backend.add_rms_norm(x, residual, self.weight, self.eps)
+        return self._backend.add_rms_norm(
+            x, residual, self.weight, self._eps, self._scales_in_float32
+        )
 
     def parameters(self) -> dict[str, torch.Tensor]:
         return {"weight": self.weight}

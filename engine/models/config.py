@@ -1,30 +1,41 @@
 """What a decoder is, as data: every size and option that engine/models/decoder.py needs. No torch.
 
-The family files build it from a checkpoint's config with the helpers here, which turn a missing or
-impossible value into a CheckpointError that names the key.
+The family files build it from a checkpoint's config, mostly with `build_decoder_config`, which
+reads the keys that llama and its descendants share.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from engine.errors import CheckpointError
+from engine.models.options import (
+    flag,
+    layer_indices,
+    number,
+    positive_integer,
+    require,
+)
+from engine.models.rope import Rope, read_rope
 
 
 @dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How the rotary frequencies differ from the plain ones; `kind` says which fields count."""
+class MixtureOfExperts:
+    """Sparse feed-forward layers: a router picks some experts, each a SwiGLU network, per token."""
 
-    kind: Literal["default", "linear", "llama3", "factors"] = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0  # llama3
-    high_freq_factor: float = 4.0  # llama3
-    original_max_position_embeddings: int = 8192  # llama3
-    factors: tuple[float, ...] = ()  # factors: a divisor for each of rotary_dim / 2 frequencies
+    num_experts: int
+    num_experts_per_token: int
+    intermediate_size: int  # of one expert
+    shared_intermediate_size: int  # of the expert that every token takes; 0 = there is none
+    renormalizes: bool  # the weights of the chosen experts add up to 1
+    dense_layers: frozenset[int]  # layers with a plain network instead
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """The shape of one decoder-only transformer with RMSNorm, RoPE, GQA and SwiGLU."""
+    """The shape of one decoder-only transformer with RMSNorm, grouped-query attention and SwiGLU.
+
+    Positions come from `rope`, or without it from ALiBi.
+    """
 
     vocab_size: int  # rows of the embedding and of the output head
     hidden_size: int
@@ -34,22 +45,41 @@ class DecoderConfig:
     num_kv_heads: int
     head_dim: int  # never derived: num_heads * head_dim may differ from hidden_size
     rms_norm_eps: float
-    rope_theta: float
-    rope_scaling: RopeScaling
-    rotary_dim: int  # the first so many elements of a head are rotated
+    rope: Rope | None  # None = ALiBi (arXiv:2108.12409)
     max_position_embeddings: int
     qkv_bias: bool
     output_bias: bool  # of the attention's output projection
     tie_word_embeddings: bool
+    qk_norm: bool = False  # RMSNorm of each head of q and k, before RoPE
+    # queries past this position are scaled by log(position) / log(this); None = never
+    logn_length: int | None = None
+    sliding_window: int | None = None  # tokens that a query sees, itself included
+    full_attention_layers: frozenset[int] = frozenset()  # which have no window
+    moe: MixtureOfExperts | None = None
+    norm_scales_in_float32: bool = False  # RMSNorm's weight is applied before the cast back
+    normalizes_head: bool = False  # rows of the output head are L2-normalised when loaded
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a query of this layer sees; None = all before it."""
+        return None if layer in self.full_attention_layers else self.sliding_window
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether this layer's feed-forward network is a mixture of experts."""
+        return self.moe is not None and layer not in self.moe.dense_layers
+
+    def rope_theta(self, num_prompt_tokens: int) -> float:
+        """What the cache of a sequence depends on beside its tokens; see Rope.theta_for."""
+        return 0.0 if self.rope is None else self.rope.theta_for(num_prompt_tokens)
 
 
-def build_decoder_config(
-    config: dict[str, Any], *, qkv_bias: bool, output_bias: bool
-) -> DecoderConfig:
-    """Read the keys that llama and its descendants share. Raises CheckpointError naming the key."""
-    _refuse_quantization(config.get("quantization_config"))
-    _refuse(config, "hidden_act", ("silu", "swish"), default="silu")
-    _refuse(config, "mlp_bias", (False,), default=False)
+def build_decoder_config(config: dict[str, Any], **options: Any) -> DecoderConfig:
+    """Read the keys that llama and its descendants share; `options` are fields that win.
+
+    Raises CheckpointError naming the key.
+    """
+    refuse_quantization(config)
+    require(config, "hidden_act", ("silu", "swish"))
+    require(config, "mlp_bias", (False,))
     hidden_size = positive_integer(config, "hidden_size")
     num_heads = positive_integer(config, "num_attention_heads")
     num_kv_heads = positive_integer(config, "num_key_value_heads", num_heads)
@@ -60,72 +90,70 @@ def build_decoder_config(
         )
     # Hub configs of these families leave head_dim out exactly where it is this quotient.
     head_dim = positive_integer(config, "head_dim", hidden_size // num_heads)
-    rotary_dim = int(head_dim * number(config, "partial_rotary_factor", 1.0))
-    if rotary_dim < 2 or rotary_dim > head_dim or rotary_dim % 2:
-        raise CheckpointError(f"partial_rotary_factor rotates {rotary_dim} of {head_dim} elements.")
-    return DecoderConfig(
-        vocab_size=positive_integer(config, "vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=positive_integer(config, "intermediate_size"),
-        num_layers=positive_integer(config, "num_hidden_layers", maximum=1024),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=number(config, "rms_norm_eps"),
-        rope_theta=number(config, "rope_theta", 10000.0),
-        rope_scaling=_rope_scaling(config, rotary_dim),
-        rotary_dim=rotary_dim,
-        max_position_embeddings=positive_integer(config, "max_position_embeddings"),
-        qkv_bias=qkv_bias,
-        output_bias=output_bias,
-        tie_word_embeddings=flag(config, "tie_word_embeddings", False),
+    rope = read_rope(config, head_dim)
+    values: dict[str, Any] = {
+        "vocab_size": positive_integer(config, "vocab_size"),
+        "hidden_size": hidden_size,
+        "intermediate_size": positive_integer(config, "intermediate_size"),
+        "num_layers": positive_integer(config, "num_hidden_layers", maximum=1024),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": number(config, "rms_norm_eps"),
+        "rope": rope,
+        "max_position_embeddings": rope.context(
+            positive_integer(config, "max_position_embeddings")
+        ),
+        "tie_word_embeddings": flag(config, "tie_word_embeddings", False),
+    }
+    return DecoderConfig(**values | options)
+
+
+def read_sliding_window(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config with the keys of Qwen2: sliding_window is set in every one, and
+    use_sliding_window or layer_types says whether it counts.
+    """
+    num_layers = positive_integer(config, "num_hidden_layers", maximum=1024)
+    types = config.get("layer_types")
+    if types is not None:
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(types, list) or len(types) != num_layers or set(types) - set(known):
+            raise CheckpointError(
+                f"layer_types is not a list of {num_layers} kinds out of {known}."
+            )
+        full = frozenset(i for i, kind in enumerate(types) if kind == "full_attention")
+    elif flag(config, "use_sliding_window", False) and config.get("sliding_window") is not None:
+        full = frozenset(range(min(num_layers, positive_integer(config, "max_window_layers", 28))))
+    else:
+        return {}
+    if len(full) == num_layers:
+        return {}
+    window = positive_integer(config, "sliding_window")
+    return {"sliding_window": window, "full_attention_layers": full}
+
+
+def read_moe(config: dict[str, Any], *, shared: bool) -> MixtureOfExperts:
+    """The keys of Qwen2-MoE and Qwen3-MoE; `shared` says whether the family has a shared expert."""
+    num_layers = positive_integer(config, "num_hidden_layers", maximum=1024)
+    # transformers 5 writes Qwen3-MoE's with the second name
+    key = "num_local_experts" if config.get("num_experts") is None else "num_experts"
+    num_experts = positive_integer(config, key)
+    step = positive_integer(config, "decoder_sparse_step", 1)
+    dense = layer_indices(config, "mlp_only_layers", num_layers)
+    return MixtureOfExperts(
+        num_experts=num_experts,
+        num_experts_per_token=positive_integer(config, "num_experts_per_tok", maximum=num_experts),
+        intermediate_size=positive_integer(config, "moe_intermediate_size"),
+        shared_intermediate_size=(
+            positive_integer(config, "shared_expert_intermediate_size") if shared else 0
+        ),
+        renormalizes=flag(config, "norm_topk_prob", False),
+        dense_layers=dense | {i for i in range(num_layers) if (i + 1) % step},
     )
 
 
-def positive_integer(
-    config: dict[str, Any], key: str, default: int | None = None, maximum: int = 2**24
-) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if type(value) is not int or not 1 <= value <= maximum:
-        raise CheckpointError(
-            f"The model's config has {key} = {value!r}, not an integer between 1 and {maximum}."
-        )
-    return value
-
-
-def number(config: dict[str, Any], key: str, default: float | None = None) -> float:
-    value: Any = config.get(key)
-    if value is None:
-        value = default
-    if not _is_positive(value):
-        raise CheckpointError(f"The model's config has {key} = {value!r}, not a positive number.")
-    return float(value)
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
-
-
-def flag(config: dict[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if type(value) is not bool:
-        raise CheckpointError(f"The model's config has {key} = {value!r}, not true or false.")
-    return value
-
-
-def _refuse(config: dict[str, Any], key: str, supported: tuple[Any, ...], default: Any) -> None:
-    value = config.get(key)
-    if (default if value is None else value) not in supported:
-        raise CheckpointError(
-            f"The model's config has {key} = {value!r}; only {supported[0]!r} is supported."
-        )
-
-
-def _refuse_quantization(quantization: Any) -> None:
+def refuse_quantization(config: dict[str, Any]) -> None:
+    quantization = config.get("quantization_config")
     if quantization is None:
         return
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
@@ -133,37 +161,3 @@ def _refuse_quantization(quantization: Any) -> None:
         f"The model is quantised by {method!r} (quantization_config), which is not supported; take "
         "its BF16 or FP16 checkpoint or a GGUF file."
     )
-
-
-def _rope_scaling(config: dict[str, Any], rotary_dim: int) -> RopeScaling:
-    scaling = config.get("rope_scaling")
-    if scaling is None:
-        return RopeScaling()
-    if not isinstance(scaling, dict):
-        raise CheckpointError("The model's config has a rope_scaling that is not an object.")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return RopeScaling()
-    if kind == "linear":
-        return RopeScaling("linear", factor=number(scaling, "factor"))
-    if kind == "llama3":
-        original = "original_max_position_embeddings"
-        return RopeScaling(
-            "llama3",
-            factor=number(scaling, "factor"),
-            low_freq_factor=number(scaling, "low_freq_factor"),
-            high_freq_factor=number(scaling, "high_freq_factor"),
-            original_max_position_embeddings=positive_integer(scaling, original),
-        )
-    if kind == "factors":
-        factors = scaling.get("factors")
-        if (
-            not isinstance(factors, list)
-            or len(factors) != rotary_dim // 2
-            or not all(map(_is_positive, factors))
-        ):
-            raise CheckpointError(
-                f"rope_scaling's factors are not {rotary_dim // 2} positive numbers."
-            )
-        return RopeScaling("factors", factors=tuple(factors))
-    raise CheckpointError(f"rope_scaling of type {kind!r} is not supported; linear and llama3 are.")

@@ -13,8 +13,9 @@ from engine.kv_cache import KVCache
 from engine.layers.attention import Attention
 from engine.layers.linear import Linear
 from engine.layers.mlp import MLP
+from engine.layers.moe import MoE
 from engine.layers.norm import RMSNorm
-from engine.layers.rotary import Rotary
+from engine.layers.positions import PositionEncoding, Positions
 from engine.models.config import DecoderConfig
 
 
@@ -24,19 +25,30 @@ class DecoderLayer:
     __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
 
     def __init__(
-        self, backend: Backend, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device
+        self,
+        backend: Backend,
+        config: DecoderConfig,
+        layer: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.attention_norm = RMSNorm(backend, size, eps, dtype=dtype, device=device)
-        self.attention = Attention(backend, config, dtype=dtype, device=device)
-        self.mlp_norm = RMSNorm(backend, size, eps, dtype=dtype, device=device)
-        self.mlp = MLP(backend, config, dtype=dtype, device=device)
+        size = config.hidden_size
+        self.attention_norm = RMSNorm(backend, size, config, dtype=dtype, device=device)
+        self.attention = Attention(backend, config, layer, dtype=dtype, device=device)
+        self.mlp_norm = RMSNorm(backend, size, config, dtype=dtype, device=device)
+        self.mlp: MLP | MoE
+        if config.moe is not None and config.is_sparse(layer):
+            self.mlp = MoE(backend, config, config.moe, dtype=dtype, device=device)
+        else:
+            width = config.intermediate_size
+            self.mlp = MLP(backend, size, width, dtype=dtype, device=device)
 
     def __call__(
         self,
         x: torch.Tensor,
         residual: torch.Tensor | None,
-        rotary: tuple[torch.Tensor, torch.Tensor],
+        positions: Positions,
         step: StepAttention,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
@@ -46,19 +58,13 @@ class DecoderLayer:
             normed, residual = self.attention_norm(x), x
         else:
             normed, residual = self.attention_norm.add(x, residual)
-        attended = self.attention(normed, rotary, step, key_cache, value_cache)
+        attended = self.attention(normed, positions, step, key_cache, value_cache)
         normed, residual = self.mlp_norm.add(attended, residual)
         return self.mlp(normed), residual
 
     def parts(self) -> dict[str, Linear | RMSNorm]:
-        return {
-            "attention_norm": self.attention_norm,
-            "qkv": self.attention.qkv,
-            "output": self.attention.output,
-            "mlp_norm": self.mlp_norm,
-            "gate_up": self.mlp.gate_up,
-            "down": self.mlp.down,
-        }
+        norms = {"attention_norm": self.attention_norm, "mlp_norm": self.mlp_norm}
+        return norms | self.attention.parts() | self.mlp.parts()
 
 
 class Decoder:
@@ -73,15 +79,15 @@ class Decoder:
         self.device = device
         size, vocab_size = config.hidden_size, config.vocab_size
         self.layers = [
-            DecoderLayer(backend, config, dtype=dtype, device=device)
-            for _ in range(config.num_layers)
+            DecoderLayer(backend, config, layer, dtype=dtype, device=device)
+            for layer in range(config.num_layers)
         ]
-        self.norm = RMSNorm(backend, size, config.rms_norm_eps, dtype=dtype, device=device)
+        self.norm = RMSNorm(backend, size, config, dtype=dtype, device=device)
         self.head = Linear(backend, size, vocab_size, dtype=dtype, device=device)
         self.embedding = (
             self.head.weight if config.tie_word_embeddings else torch.empty_like(self.head.weight)
         )  # (vocab_size, hidden_size)
-        self.rotary = Rotary(config, dtype=dtype, device=device)
+        self.positions = PositionEncoding(config, dtype=dtype, device=device)
 
     def forward(self, batch: Batch, kv_cache: KVCache) -> torch.Tensor:
         """Compute every token of `batch`, reading and writing its sequences' blocks in `kv_cache`.
@@ -90,11 +96,11 @@ class Decoder:
         the batch's tokens.
         """
         step = self.backend.step_attention(batch)
-        rotary = self.rotary.lookup(batch.positions)
+        positions = self.positions.lookup(batch)
         x = self.embedding.index_select(0, batch.token_ids)
         residual: torch.Tensor | None = None
         for layer, keys, values in zip(self.layers, kv_cache.keys, kv_cache.values, strict=True):
-            x, residual = layer(x, residual, rotary, step, keys, values)
+            x, residual = layer(x, residual, positions, step, keys, values)
         if residual is None:
             return self.norm(x)
         return self.norm.add(x, residual)[0]

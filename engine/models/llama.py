@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from engine.errors import CheckpointError
-from engine.models.config import DecoderConfig, build_decoder_config, flag
+from engine.models.config import DecoderConfig, build_decoder_config
 from engine.models.family import GGUF_RULES, HUB_RULES, Family
+from engine.models.options import flag, require
 
 
 def _decoder_config(config: dict[str, Any]) -> DecoderConfig:
-    if config.get("sliding_window") is not None:
-        raise CheckpointError("The model uses sliding_window, which is not supported.")
+    require(config, "sliding_window", (None,))
     bias = flag(config, "attention_bias", False)
     return build_decoder_config(config, qkv_bias=bias, output_bias=bias)
 
@@ -18,5 +17,5 @@ LLAMA = Family(
     decoder_config=_decoder_config,
     hub_rules=HUB_RULES,
     gguf_rules=GGUF_RULES,
-    gguf_permutes_qk=True,
+    gguf_pairs_neighbours=True,
 )

@@ -18,31 +18,40 @@ _PIECE_ELEMENTS_CUDA = 2**24
 
 
 def fill_jobs(
-    tensor: GgufTensor, target: torch.Tensor, permuted_heads: int | None
+    tensor: GgufTensor, target: torch.Tensor, row_order: torch.Tensor | None
 ) -> list[Callable[[], None]]:
     """Cut the filling of `target` from `tensor`, of the same shape, into independent jobs.
 
-    With `permuted_heads` the file has the rows of each of so many heads in the order that
-    interleaved RoPE wants, (half, 2) where the decoder's rotate-half has (2, half).
+    `row_order` is the tensor's row for each row of `target`; None = the same.
     """
     data = torch.from_numpy(tensor.data)
-    if permuted_heads is not None:
-        target = target.view(permuted_heads, 2, -1, *target.shape[1:]).transpose(1, 2)
-        sources = data.view(permuted_heads, -1)
-        pieces = list(zip(target, sources, strict=True))
-    elif target.dim() == 1:
-        pieces = [(target, data)]
-    else:
-        limit = _PIECE_ELEMENTS_CUDA if target.is_cuda else _PIECE_ELEMENTS_CPU
-        num_rows = max(1, limit // target.shape[1])
-        rows = data.view(target.shape[0], -1)
-        pieces = list(zip(torch.split(target, num_rows), torch.split(rows, num_rows), strict=True))
-    return [partial(_fill, tensor, *piece) for piece in pieces]
+    if target.dim() == 1:
+        return [partial(_fill_vector, tensor, target, data, row_order)]
+    limit = _PIECE_ELEMENTS_CUDA if target.is_cuda else _PIECE_ELEMENTS_CPU
+    num_rows = max(1, limit // target.shape[1])
+    rows = data.view(target.shape[0], -1)
+    jobs: list[Callable[[], None]] = []
+    for start in range(0, target.shape[0], num_rows):
+        piece = slice(start, start + num_rows)
+        order = None if row_order is None else row_order[piece]
+        source = rows[piece] if row_order is None else rows
+        jobs.append(partial(_fill_rows, tensor, target[piece], source, order))
+    return jobs
 
 
-def _fill(tensor: GgufTensor, target: torch.Tensor, data: torch.Tensor) -> None:
+def _fill_rows(
+    tensor: GgufTensor, target: torch.Tensor, rows: torch.Tensor, order: torch.Tensor | None
+) -> None:
+    data = rows if order is None else rows[order]
     blocks = data.to(target.device).view(-1, tensor.block_bytes)
     target.copy_(dequantize(tensor.type_name, blocks).view(target.shape))
+
+
+def _fill_vector(
+    tensor: GgufTensor, target: torch.Tensor, data: torch.Tensor, order: torch.Tensor | None
+) -> None:
+    elements = dequantize(tensor.type_name, data.view(-1, tensor.block_bytes)).flatten()
+    target.copy_(elements if order is None else elements[order])
 
 
 def dequantize(type_name: str, blocks: torch.Tensor) -> torch.Tensor:

@@ -26,11 +26,12 @@ class Forwarder:
         self._free = list(range(num_blocks))
         random.Random(0).shuffle(self._free)
 
-    def sequence(self, token_ids: list[int]) -> Sequence:
-        """A sequence whose block table covers all its tokens."""
+    def sequence(self, token_ids: list[int], num_prompt_tokens: int | None = None) -> Sequence:
+        """A sequence whose block table covers all its tokens; None = all are its prompt."""
         sampling = SamplingParams(max_tokens=1)
         request = EngineRequest(id="s", prompt_token_ids=token_ids, sampling=sampling)
-        sequence = Sequence(request, arrival=0)
+        theta = self.decoder.config.rope_theta(num_prompt_tokens or len(token_ids))
+        sequence = Sequence(request, arrival=0, rope_theta=theta)
         num_blocks = -(-len(token_ids) // BLOCK_SIZE)
         sequence.block_table = [self._free.pop() for _ in range(num_blocks)]
         return sequence
@@ -41,9 +42,11 @@ class Forwarder:
         logits = self.decoder.compute_logits(self.decoder.forward(batch, self.kv_cache))
         return list(logits.split_with_sizes([chunk.num_tokens for chunk in chunks]))
 
-    def logits(self, token_ids: list[int], chunk_size: int) -> torch.Tensor:
+    def logits(
+        self, token_ids: list[int], chunk_size: int, num_prompt_tokens: int | None = None
+    ) -> torch.Tensor:
         """All logits of one sequence computed `chunk_size` tokens at a time."""
-        sequence = self.sequence(token_ids)
+        sequence = self.sequence(token_ids, num_prompt_tokens)
         parts = [
             self.step([Chunk(sequence, i, min(chunk_size, len(token_ids) - i))])[0]
             for i in range(0, len(token_ids), chunk_size)

@@ -15,27 +15,41 @@ HEADS, KV_HEADS, HEAD_DIM = 6, 2, 8
 BACKEND: Backend = ReferenceBackend()
 
 
-def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+SLOPES = torch.tensor([0.5, 0.25, 0.7, 0.1, 0.9, 0.01])
+
+
+def plain_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, slopes: torch.Tensor
+) -> torch.Tensor:
     """Causal attention of the last len(q) positions, head by head, in float64."""
     heads = []
+    distances = torch.arange(len(k) - len(q), len(k)).unsqueeze(1) - torch.arange(len(k))
+    visible = (distances >= 0) & (distances < (window or len(k)))
     for head in range(HEADS):
         kv_head = head // (HEADS // KV_HEADS)
         scores = q[:, head].double() @ k[:, kv_head].double().T / HEAD_DIM**0.5
-        visible = torch.ones_like(scores).tril(len(k) - len(q)).bool()
+        scores -= slopes[head].double() * distances
         weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         heads.append(weights @ v[:, kv_head].double())
     return torch.cat(heads, dim=-1)
 
 
-@settings(max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=8))
-def test_paged_attention(shapes: list[tuple[int, int]]) -> None:
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=8),
+    st.sampled_from([None, 1, 5, 40, 100]),
+    st.booleans(),
+)
+def test_paged_attention(
+    shapes: list[tuple[int, int]], window: int | None, has_alibi: bool
+) -> None:
     """Any mix of decodes and chunks, each after a context of its own, in a cache full of NaN."""
+    slopes = SLOPES if has_alibi else None
     generator = torch.Generator().manual_seed(1)
     total = sum(start + size for start, size in shapes)
     num_blocks = total // BLOCK_SIZE + len(shapes)
     free = torch.randperm(num_blocks, generator=generator).tolist()
-    caches = [torch.full((num_blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM), float("nan")) for _ in "kv"]
+    kv_caches = torch.full((2, num_blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM), float("nan"))
     chunks, contexts = [], []
     for start, size in shapes:
         request = EngineRequest(
@@ -47,17 +61,22 @@ def test_paged_attention(shapes: list[tuple[int, int]]) -> None:
         kv = torch.randn(2, start + size, KV_HEADS, HEAD_DIM, generator=generator)
         contexts.append(kv)
         for i in range(start):  # what earlier steps wrote
-            for cache, values in zip(caches, kv, strict=True):
-                cache[sequence.block_table[i // BLOCK_SIZE], i % BLOCK_SIZE] = values[i]
+            kv_caches[:, sequence.block_table[i // BLOCK_SIZE], i % BLOCK_SIZE] = kv[:, i]
     batch = Batch.build(chunks, BLOCK_SIZE, torch.device("cpu"))
     queries = torch.randn(sum(n for _, n in shapes), HEADS, HEAD_DIM, generator=generator)
     step = BACKEND.step_attention(batch)
+    keys, values = kv_caches
     new = [kv[:, chunk.start :] for kv, chunk in zip(contexts, chunks, strict=True)]
-    step.write_kv(*torch.cat(new, dim=1), *caches)
-    out = step.paged_attention(queries, *caches)
+    new_keys, new_values = torch.cat(new, dim=1)
+    step.write_kv(new_keys, new_values, keys, values)
     parts = queries.split_with_sizes([n for _, n in shapes])
-    expected = [plain_attention(q, *kv) for q, kv in zip(parts, contexts, strict=True)]
-    torch.testing.assert_close(out.double(), torch.cat(expected), atol=1e-5, rtol=1e-5)
+    for layer_window in (window, None):  # layers of a model may differ in it
+        out = step.paged_attention(queries, keys, values, layer_window, slopes)
+        expected = [
+            plain_attention(q, k, v, layer_window, SLOPES if has_alibi else 0 * SLOPES)
+            for q, (k, v) in zip(parts, contexts, strict=True)
+        ]
+        torch.testing.assert_close(out.double(), torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_rms_norm() -> None:
@@ -69,6 +88,21 @@ def test_rms_norm() -> None:
     torch.testing.assert_close(added, x + residual)
     alone = BACKEND.rms_norm(x + residual, weight[0], 1e-5)
     torch.testing.assert_close(alone.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rms_norm_rounds_after_the_weight_where_asked() -> None:
+    x, weight = torch.randn(4, 64).bfloat16(), torch.randn(64).bfloat16()
+    floats = x.double()
+    exact = floats / (floats.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    for normed in (
+        BACKEND.rms_norm(x, weight, 1e-5, True),
+        BACKEND.add_rms_norm(x, torch.zeros_like(x), weight, 1e-5, True)[0],
+    ):
+        assert normed.dtype == torch.bfloat16
+        # one rounding only: half a unit of the last of 8 bits, and float32's own error
+        assert ((normed.double() - exact).abs() <= exact.abs() * 2**-7.95).all()
+    early = BACKEND.rms_norm(x, weight, 1e-5)
+    assert ((early.double() - exact).abs() > exact.abs() * 2**-7.95).any()
 
 
 def test_rms_norm_rounds_before_the_weight() -> None:

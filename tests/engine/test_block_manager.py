@@ -64,6 +64,15 @@ def test_a_block_is_found_by_all_tokens_before_it_not_by_its_own() -> None:
     assert other.num_computed_tokens == 0
 
 
+def test_rotary_bases_do_not_share() -> None:
+    blocks = BlockManager(8, 4)
+    compute(blocks, [1, 2, 3, 4, 5])
+    other = sequence([1, 2, 3, 4, 5])
+    other.rope_theta = 30527.7
+    assert blocks.allocate(other, 5)
+    assert other.num_computed_tokens == 0
+
+
 def test_salts_do_not_share() -> None:
     blocks = BlockManager(num_blocks=8, block_size=4)
     compute(blocks, [1, 2, 3, 4, 5], salt="a")

@@ -84,7 +84,11 @@ def test_chat_template_from_its_own_file_or_a_list(folder: Path) -> None:
         ("config.json", "{", "config.json is not valid JSON"),
         ("config.json", "[]", "does not hold a JSON object"),
         ("config.json", "{}", "has no model_type"),
-        ("config.json", '{"model_type": "gpt2"}', "'gpt2' are not supported.*llama, qwen2"),
+        (
+            "config.json",
+            '{"model_type": "gpt2"}',
+            "'gpt2' are not supported.*llama, mistral, qwen, qwen2",
+        ),
         ("config.json", '{"model_type": "llama", "rope_parameters": 1}', "is not an object"),
         ("config.json", '{"model_type": "llama", "eos_token_id": "x"}', "eos_token_id 'x'"),
         ("config.json", "\udcff", "not UTF-8"),

@@ -23,14 +23,38 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-VARIANTS: list[tuple[Any, dict[str, Any]]] = [
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}
+WINDOW = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("llama", {"rope_parameters": LLAMA3_ROPE}),
     ("llama", {"rope_parameters": LINEAR_ROPE}),
     ("llama", {"attention_bias": True, "head_dim": 16, "num_key_value_heads": 1}),
     ("llama", {"tie_word_embeddings": True}),
     ("qwen2", {}),
+    ("llama", {"rope_parameters": YARN_ROPE}),
+    ("llama", {"rope_parameters": YARN_ROPE | {"attention_factor": 1.3, "truncate": False}}),
+    ("llama", {"rope_parameters": YARN_ROPE | {"mscale": 0.7, "mscale_all_dim": 1.2}}),
+    # the whole sequence as one prompt, longer than the context
+    ("llama", {"rope_parameters": DYNAMIC_ROPE, "max_position_embeddings": 100}),
+    ("mistral", {"sliding_window": 24}),
+    ("mistral", {"sliding_window": None, "head_dim": 16}),
     ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    ("qwen2", WINDOW),
+    ("qwen2", {"sliding_window": 24}),  # not used: so the released configs have it
+    ("qwen3", {}),
+    ("qwen3", {"tie_word_embeddings": True, "attention_bias": True} | WINDOW),
+    ("qwen2_moe", {}),
+    ("qwen2_moe", {"norm_topk_prob": True, "mlp_only_layers": [1]}),
+    ("qwen2_moe", {"decoder_sparse_step": 2}),
+    ("qwen3_moe", {}),
+    ("qwen3_moe", {"norm_topk_prob": True}),
 ]
 
 
@@ -53,7 +77,7 @@ def expected(model: Any, ids: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize(("model_type", "options"), VARIANTS)
 @pytest.mark.parametrize("shard_size", ["1GB", "10KB"])
 def test_logits_equal_transformers(
-    tmp_path: Path, model_type: Any, options: dict[str, Any], shard_size: str
+    tmp_path: Path, model_type: str, options: dict[str, Any], shard_size: str
 ) -> None:
     model = tiny_models.build(model_type, **options)
     folder = tiny_models.write(model, tmp_path, shard_size=shard_size)

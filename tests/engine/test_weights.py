@@ -101,11 +101,27 @@ def test_bad_index(folder: Path, index: str, problem: str) -> None:
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
         ({"rms_norm_eps": -1}, "rms_norm_eps = -1"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "su", "factor": 4.0}}, "type 'su' is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 0}}, "factor = 0"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "truncate": 3}}, "truncate = 3"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor = None"),
         ({"rope_parameters": {"rope_type": "factors", "factors": [1]}}, "not 4 positive numbers"),
         ({"rope_parameters": {"partial_rotary_factor": 0.1}}, "partial_rotary_factor"),
-        ({"use_sliding_window": True, "layer_types": ["sliding_attention"]}, "sliding_window"),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention"]}, "layer_types"),
+        (
+            {
+                "layer_types": None,
+                "use_sliding_window": True,
+                "sliding_window": "x",
+                "max_window_layers": 1,
+            },
+            "sliding_window = 'x'",
+        ),
+        ({"model_type": "qwen3"}, "head_dim = None"),
+        ({"model_type": "qwen3_moe", "head_dim": 8}, "num_local_experts = None"),
+        ({"model_type": "qwen", "no_bias": False}, "no_bias = False"),
+        ({"model_type": "chatglm", "add_bias_linear": True}, "add_bias_linear = True"),
+        ({"model_type": "baichuan", "max_position_embeddings": None}, "model_max_length = None"),
         ({"vocab_size": 97}, "has the shape"),
         ({"intermediate_size": 2**24}, "has the shape"),
     ],
@@ -117,13 +133,19 @@ def test_bad_configs(folder: Path, changes: dict[str, Any], problem: str) -> Non
 
 
 def test_sliding_window_only_counts_when_it_is_used(folder: Path) -> None:
+    def windows() -> list[int | None]:
+        config = load(folder).config
+        return [config.window(layer) for layer in range(config.num_layers)]
+
     tiny_models.edit_config(folder, sliding_window=128, layer_types=None)
-    load(folder)
+    assert windows() == [None, None, None]
     tiny_models.edit_config(folder, use_sliding_window=True, max_window_layers=3)
-    load(folder)
+    assert windows() == [None, None, None]
     tiny_models.edit_config(folder, max_window_layers=2)
-    with pytest.raises(CheckpointError, match="sliding_window"):
-        load(folder)
+    assert windows() == [None, None, 128]
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    tiny_models.edit_config(folder, layer_types=types)
+    assert windows() == [128, None, 128]
 
 
 def test_llama_with_options_it_does_not_have(tmp_path: Path) -> None:

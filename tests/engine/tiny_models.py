@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -10,7 +10,32 @@ import transformers
 VOCAB_SIZE = 96
 
 
-def build(model_type: Literal["llama", "qwen2"], **options: Any) -> Any:
+CLASSES = {
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+}
+EXTRA_SIZES: dict[str, dict[str, int]] = {
+    "qwen3": {"head_dim": 16},  # 4 heads of 16 are not the hidden size
+    "qwen2_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "shared_expert_intermediate_size": 28,
+    },
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+    },
+}
+
+
+def build(model_type: str, **options: Any) -> Any:
     """A random model of transformers in float32; `options` go to its config."""
     torch.manual_seed(0)
     sizes = {
@@ -24,10 +49,9 @@ def build(model_type: Literal["llama", "qwen2"], **options: Any) -> Any:
         "tie_word_embeddings": False,
         "eos_token_id": 2,
     }
-    if model_type == "llama":
-        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes | options))
-    else:
-        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes | options))
+    config_class, model_class = CLASSES[model_type]
+    config: Any = config_class(**sizes | EXTRA_SIZES.get(model_type, {}) | options)
+    model: Any = model_class(config)
     for parameter in model.parameters():  # the default scale is too small to tell mistakes apart
         parameter.data.normal_(mean=0.0, std=0.3)
     return model.eval()
