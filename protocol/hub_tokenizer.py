@@ -1,6 +1,6 @@
 """Reads a hub tokenizer.json: its tokens' bytes, its bos rule, and the library's tokenizer of it.
 
-Knows the format of that file and nothing else; protocol/tokenizer.py puts the parts together.
+Knows the format of that file and nothing else; library_tokenizer.py puts the parts together.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The exact bytes of a vocabulary's tokens, from the spellings that vocabularies use for them.
 
 Byte-level vocabularies write each byte as one printable character (GPT-2's table); SentencePiece
-ones write a space as U+2581 and single bytes as <0xNN>. Used by protocol/tokenizer.py to build its
-table once.
+ones write a space as U+2581 and single bytes as <0xNN>. The tokenizers build their
+tables with it.
 """
 
 import re

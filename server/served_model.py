@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError
 from engine.messages import EngineInfo
+from protocol.library_tokenizer import LibraryTokenizer
 from protocol.prompt import ChatTemplate, TemplateError
 from protocol.tokenizer import Tokenizer
 from server.state import ServedModel
@@ -52,7 +53,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """Raises CheckpointError where there is none, ValueError or KeyError where it is broken."""
     vocabulary = checkpoint.gguf_vocabulary
     if vocabulary is not None:
-        return Tokenizer.from_gguf(
+        return LibraryTokenizer.from_gguf(
             model=vocabulary.model,
             pre=vocabulary.pre,
             tokens=vocabulary.tokens,
@@ -64,7 +65,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
         )
     if checkpoint.tokenizer_json is None:
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json")
-    return Tokenizer.from_json(checkpoint.tokenizer_json, checkpoint.tokenizer_config)
+    return LibraryTokenizer.from_json(checkpoint.tokenizer_json, checkpoint.tokenizer_config)
 
 
 def served_model(

@@ -21,3 +21,8 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def qwen_coder_path() -> Path:
     return real_models.qwen_coder()
+
+
+@pytest.fixture(scope="session")
+def qwen_tiktoken_path() -> Path:
+    return real_models.qwen_tiktoken()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from protocol.library_tokenizer import LibraryTokenizer
 from protocol.prompt import ChatTemplate, TemplateError
 from protocol.tokenizer import Tokenizer
 from tests.protocol import vocabularies
@@ -138,7 +139,7 @@ def specials(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 def small(*special: str) -> Tokenizer:
     backend: tokenizers.Tokenizer = vocabularies.byte_level_small()
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
-    return Tokenizer.from_json(backend.to_str(), {"eos_token": "<|im_end|>"})
+    return LibraryTokenizer.from_json(backend.to_str(), {"eos_token": "<|im_end|>"})
 
 
 TOKENIZER = small("<|im_start|>", "<|im_end|>", "<repo_name>", "<s>", "<｜User｜>")

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from protocol.library_tokenizer import LibraryTokenizer
 from protocol.tokenizer import Tokenizer
 
 TEXTS = [
@@ -31,11 +32,11 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class GgufVocab:
-    arguments: dict[str, Any]  # of Tokenizer.from_gguf
+    arguments: dict[str, Any]  # of LibraryTokenizer.from_gguf
     chat_template: str
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_gguf(**self.arguments)
+        return LibraryTokenizer.from_gguf(**self.arguments)
 
 
 @cache
@@ -147,7 +148,7 @@ def byte_level_small() -> tokenizers.Tokenizer:
 
 
 def small_tokenizer() -> Tokenizer:
-    return Tokenizer.from_json(byte_level_small().to_str(), {"eos_token": "<|end|>"})
+    return LibraryTokenizer.from_json(byte_level_small().to_str(), {"eos_token": "<|end|>"})
 
 
 def changed(backend: tokenizers.Tokenizer, **changes: Any) -> str:

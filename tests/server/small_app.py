@@ -5,6 +5,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from engine.fake import FakeEngine
+from protocol.library_tokenizer import LibraryTokenizer
 from protocol.prompt import ChatTemplate
 from protocol.tokenizer import Tokenizer
 from server.app import create_app
@@ -35,7 +36,7 @@ def byte_tokenizer_json() -> str:
 
 def byte_tokenizer(*, add_bos_token: bool = False) -> Tokenizer:
     config = {"eos_token": "<|end|>", "bos_token": "<s>", "add_bos_token": add_bos_token}
-    return Tokenizer.from_json(byte_tokenizer_json(), config)
+    return LibraryTokenizer.from_json(byte_tokenizer_json(), config)
 
 
 def small_state(

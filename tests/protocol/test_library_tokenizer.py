@@ -1,4 +1,4 @@
-"""Tokenizer: ids equal transformers' and tiktoken's; text never becomes a control token."""
+"""LibraryTokenizer: ids equal transformers' and tiktoken's; text never becomes a control token."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from protocol.tokenizer import Tokenizer
+from protocol.library_tokenizer import LibraryTokenizer
 from tests.protocol import vocabularies
 from tests.protocol.vocabularies import TEXTS
 
@@ -66,7 +66,7 @@ class TestQwen:
 
     def test_the_same_vocabulary_as_a_tokenizer_json(self, qwen_coder_path: Path) -> None:
         reference = vocabularies.qwen_reference(qwen_coder_path)
-        tokenizer = Tokenizer.from_json(reference.backend_tokenizer.to_str())
+        tokenizer = LibraryTokenizer.from_json(reference.backend_tokenizer.to_str())
         from_gguf = vocabularies.real_tokenizer(qwen_coder_path)
         assert tokenizer.special_tokens == from_gguf.special_tokens
         for text in TEXTS:
@@ -158,7 +158,7 @@ def test_ids_outside_the_vocabulary_have_no_text() -> None:
 
 def test_sentencepiece_bytes_and_ids() -> None:
     backend = vocabularies.llama2_like()
-    tokenizer = Tokenizer.from_json(backend.to_str(), {"bos_token": {"content": "<s>"}})
+    tokenizer = LibraryTokenizer.from_json(backend.to_str(), {"bos_token": {"content": "<s>"}})
     for text in ("ab a", "é€ <s>ab</s>", "a 👩‍👧 <", "</s>"):
         assert tokenizer.encode(text, parse_special=True) == backend.encode(text).ids
     ids = tokenizer.encode("ab €<s>", parse_special=False)
@@ -177,10 +177,10 @@ def test_bos_rule_of_a_tokenizer_json() -> None:
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     }
     with_bos = vocabularies.changed(vocabularies.llama2_like(), post_processor=template)
-    assert Tokenizer.from_json(with_bos).add_bos_token is True
-    assert Tokenizer.from_json(with_bos, {"add_bos_token": False}).add_bos_token is False
+    assert LibraryTokenizer.from_json(with_bos).add_bos_token is True
+    assert LibraryTokenizer.from_json(with_bos, {"add_bos_token": False}).add_bos_token is False
     assert vocabularies.small_tokenizer().add_bos_token is False
-    assert Tokenizer.from_json(with_bos).encode("ab", parse_special=True)[0] != 1
+    assert LibraryTokenizer.from_json(with_bos).encode("ab", parse_special=True)[0] != 1
 
 
 def test_unigram_pieces() -> None:
@@ -190,7 +190,7 @@ def test_unigram_pieces() -> None:
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
     backend.add_special_tokens([AddedToken("</s>", normalized=False)])
-    tokenizer = Tokenizer.from_json(backend.to_str())
+    tokenizer = LibraryTokenizer.from_json(backend.to_str())
     text = "ab</s>a"
     assert tokenizer.encode(text, parse_special=True) == backend.encode(text).ids
     ids = tokenizer.encode(text, parse_special=False)
@@ -214,7 +214,7 @@ def gguf_arguments(**changes: object) -> dict[str, object]:
 
 
 def test_small_gguf_vocabulary() -> None:
-    tokenizer = Tokenizer.from_gguf(**gguf_arguments())  # type: ignore[arg-type]
+    tokenizer = LibraryTokenizer.from_gguf(**gguf_arguments())  # type: ignore[arg-type]
     assert tokenizer.encode("ab<t>b<|end|>a", parse_special=True) == [3, 4, 2, 0, 1]
     assert (tokenizer.vocab_size, tokenizer.bos_token, tokenizer.eos_token) == (5, None, "<|end|>")
 
@@ -231,7 +231,7 @@ def test_small_gguf_vocabulary() -> None:
 )
 def test_gguf_refusals(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Tokenizer.from_gguf(**gguf_arguments(**changes))  # type: ignore[arg-type]
+        LibraryTokenizer.from_gguf(**gguf_arguments(**changes))  # type: ignore[arg-type]
 
 
 def test_a_whole_token_may_skip_merges_only_where_the_family_says_so() -> None:
@@ -239,7 +239,7 @@ def test_a_whole_token_may_skip_merges_only_where_the_family_says_so() -> None:
     special_word = {"tokens": ["end", "e", "n", "d", "dn"], "token_types": [3, 1, 1, 1, 1]}
     for pre, dn in (("llama-bpe", [4]), ("qwen2", [3, 2])):
         arguments = gguf_arguments(pre=pre, merges=[], **special_word)
-        tokenizer = Tokenizer.from_gguf(**arguments)  # type: ignore[arg-type]
+        tokenizer = LibraryTokenizer.from_gguf(**arguments)  # type: ignore[arg-type]
         assert tokenizer.encode("dn", parse_special=False) == dn
         assert tokenizer.encode("end", parse_special=False) == [1, 2, 3]
         assert tokenizer.encode("end", parse_special=True) == [0]
@@ -248,7 +248,7 @@ def test_a_whole_token_may_skip_merges_only_where_the_family_says_so() -> None:
 def test_a_merge_may_not_build_a_special_token() -> None:
     vocabulary = {"tokens": ["<s>", "<", "s", ">", "<s"], "token_types": [3, 1, 1, 1, 1]}
     arguments = gguf_arguments(merges=["< s", "<s >"], **vocabulary)
-    tokenizer = Tokenizer.from_gguf(**arguments)  # type: ignore[arg-type]
+    tokenizer = LibraryTokenizer.from_gguf(**arguments)  # type: ignore[arg-type]
     assert 0 not in tokenizer.encode("<s> <s>", parse_special=False)
 
 
@@ -276,7 +276,7 @@ def test_split_rules(pre: str, text: str, pieces: list[str]) -> None:
     arguments = gguf_arguments(
         pre=pre, tokens=tokens, token_types=[1] * len(tokens), merges=merges, eos_token_id=None
     )
-    tokenizer = Tokenizer.from_gguf(**arguments)  # type: ignore[arg-type]
+    tokenizer = LibraryTokenizer.from_gguf(**arguments)  # type: ignore[arg-type]
     ids = tokenizer.encode(text, parse_special=False)
     expected = [unicodedata.normalize("NFC", piece).encode() for piece in pieces]
     assert [tokenizer.token_bytes(i) for i in ids] == expected
@@ -285,20 +285,20 @@ def test_split_rules(pre: str, text: str, pieces: list[str]) -> None:
 def test_json_refusals() -> None:
     word_level = tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a")).to_str()
     with pytest.raises(ValueError, match="WordLevel"):
-        Tokenizer.from_json(word_level)
+        LibraryTokenizer.from_json(word_level)
     no_decoder = vocabularies.changed(vocabularies.llama2_like(), decoder=None)
     with pytest.raises(ValueError, match="decoder"):
-        Tokenizer.from_json(no_decoder)
+        LibraryTokenizer.from_json(no_decoder)
     with pytest.raises(ValueError, match="cannot be used"):
-        Tokenizer.from_json(
+        LibraryTokenizer.from_json(
             vocabularies.changed(vocabularies.llama2_like(), normalizer={"type": 1})
         )
     with pytest.raises(ValueError, match="Expecting value"):
-        Tokenizer.from_json("not json")
+        LibraryTokenizer.from_json("not json")
     backend = vocabularies.byte_level_small()
     backend.add_special_tokens([AddedToken("word", single_word=True)])
     with pytest.raises(ValueError, match="single_word"):
-        Tokenizer.from_json(backend.to_str())
+        LibraryTokenizer.from_json(backend.to_str())
 
 
 def test_a_lone_surrogate_is_a_value_error() -> None:
@@ -321,7 +321,7 @@ def test_encode_from_several_threads() -> None:
 
 def test_a_normal_token_outside_the_byte_alphabet_is_plain_text() -> None:
     tokens = {"tokens": ["<|end|>", "a", "你 好"], "token_types": [3, 1, 1], "merges": []}
-    tokenizer = Tokenizer.from_gguf(**gguf_arguments(**tokens))  # type: ignore[arg-type]
+    tokenizer = LibraryTokenizer.from_gguf(**gguf_arguments(**tokens))  # type: ignore[arg-type]
     assert tokenizer.token_bytes(2) == "你 好".encode()
 
 
@@ -330,4 +330,4 @@ def test_special_ids_that_do_not_follow_the_vocabulary() -> None:
     for entry in spec["added_tokens"]:
         entry["id"] += 1000
     with pytest.raises(ValueError, match="does not fit"):
-        Tokenizer.from_json(json.dumps(spec))
+        LibraryTokenizer.from_json(json.dumps(spec))
