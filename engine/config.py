@@ -11,6 +11,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model: str  # a local path: a folder in the hub's layout or a .gguf file
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # plain weights are made smaller while they are loaded; "none" = served as they are
+    quantization: Literal["none", "int8", "int4"] = "none"
     max_model_len: int | None = None  # None = the checkpoint's own context
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = (

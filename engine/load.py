@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from engine import kv_cache, weights
+from engine.backends.cpu import CpuBackend
 from engine.backends.reference import ReferenceBackend
 from engine.checkpoint import Checkpoint
 from engine.config import EngineConfig
@@ -43,9 +44,10 @@ def load_engine(config: EngineConfig) -> Engine:
     if config.kv_cache_memory_bytes is not None:  # refused before the weights take their time
         resolve_num_blocks(config, decoder_config, dtype, device, max_model_len)
     token_budget = resolve_token_budget(config, device)
-    backend = ReferenceBackend()
+    backend = CpuBackend() if device.type == "cpu" else ReferenceBackend()
+    quantization = None if config.quantization == "none" else config.quantization
     with _phase("load weights"):
-        decoder = weights.load_decoder(checkpoint, dtype, device, backend)
+        decoder = weights.load_decoder(checkpoint, dtype, device, backend, quantization)
     num_blocks = resolve_num_blocks(config, decoder_config, dtype, device, max_model_len)
     _warn_of_small_cache(num_blocks * config.block_size, max_model_len)
     with _phase("allocate KV cache"):

@@ -1,9 +1,9 @@
 """Which tensor of a checkpoint fills which rows of which parameter, checked name by name.
 
-Between the family's rules (engine/models/family.py) and the readers (engine/weights.py).
+Between the family's rules (engine/models/family.py) and the loader (engine/weights.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -25,36 +25,45 @@ class Placement:
     """Where one source tensor goes."""
 
     source: str
-    target: torch.Tensor  # a view of the parameter: the rows that the source fills, in its shape
-    row_order: torch.Tensor | None  # the source's row for each row of `target`; None = the same
+    parameter: str  # of Decoder.parameters()
+    rows: slice  # of the parameter that the source fills
+    row_order: torch.Tensor | None  # the source's row for each of these rows; None = the same
 
 
 def place_tensors(
-    decoder: Decoder, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]
+    decoder: Decoder,
+    checkpoint: Checkpoint,
+    shapes: dict[str, tuple[int, ...]],
+    is_ignorable: Callable[[str], bool],
 ) -> list[Placement]:
     """Where each of the checkpoint's tensors, given by name and shape, goes in `decoder`.
 
-    Raises CheckpointError naming a tensor that is missing, unexpected or of the wrong shape.
+    Raises CheckpointError naming a tensor that is missing, of the wrong shape, or unexpected and
+    not `is_ignorable`.
     """
     family = registry.family(checkpoint.config["model_type"])
     is_gguf = checkpoint.format == "gguf"
     rules = family.gguf_rules if is_gguf else family.hub_rules
     pairs_neighbours = family.gguf_pairs_neighbours if is_gguf else family.hub_pairs_neighbours
     placements = list(_placements(decoder, rules, pairs_neighbours))
+    parameters = decoder.parameters()
     for placement in placements:
-        shape, wanted = shapes.get(placement.source), tuple(placement.target.shape)
+        shape = shapes.get(placement.source)
+        wanted = tuple(parameters[placement.parameter][placement.rows].shape)
         if shape is None:
             raise CheckpointError(f"{checkpoint.path} lacks the tensor {placement.source!r}.")
         if shape != wanted:
             raise CheckpointError(
                 f"Tensor {placement.source!r} has the shape {shape}, but the config means {wanted}."
             )
+    for name in parameters.keys() - {placement.parameter for placement in placements}:
+        raise CheckpointError(f"Files of this kind have no tensor for {name!r}.")
     expected = {placement.source for placement in placements}
     if decoder.config.tie_word_embeddings:  # some files repeat the embedding under this name
         expected |= {rule.source for rule in rules if rule.target == "head.weight"}
     ignored = _IGNORED_SUFFIXES + family.ignored_suffixes
     for name in shapes:
-        if name not in expected and not name.endswith(ignored):
+        if name not in expected and not name.endswith(ignored) and not is_ignorable(name):
             raise CheckpointError(f"{checkpoint.path} has the unexpected tensor {name!r}.")
     return placements
 
@@ -63,19 +72,19 @@ def _placements(
     decoder: Decoder, rules: tuple[TensorRule, ...], pairs_neighbours: bool
 ) -> Iterator[Placement]:
     parameters, config = decoder.parameters(), decoder.config
+    num_experts = 1 if config.moe is None else config.moe.num_experts
     for rule in rules:
         layers = range(config.num_layers) if "{layer}" in rule.source else range(1)
-        has_experts = config.moe is not None and "{expert}" in rule.source
-        experts = range(config.moe.num_experts) if config.moe and has_experts else range(1)
+        experts = range(num_experts) if "{expert}" in rule.source else range(1)
         for layer, expert in product(layers, experts):
-            parameter = parameters.get(rule.target.format(layer=layer, expert=expert))
-            if parameter is None:
-                continue
-            yield Placement(
-                source=rule.source.format(layer=layer, expert=expert),
-                target=parameter[_rows(parameter.shape[0], config, rule.part)],
-                row_order=_row_order(config, rule) if pairs_neighbours else None,
-            )
+            name = rule.target.format(layer=layer, expert=expert)
+            if name in parameters:
+                yield Placement(
+                    source=rule.source.format(layer=layer, expert=expert),
+                    parameter=name,
+                    rows=_rows(parameters[name].shape[0], config, rule.part),
+                    row_order=_row_order(config, rule) if pairs_neighbours else None,
+                )
 
 
 def _rows(num_rows: int, config: DecoderConfig, part: Part) -> slice:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from engine.errors import CheckpointError
 
 _READABLE = ("F64", "F32", "F16", "BF16")
+_PACKED = (".qweight", ".qzeros", ".g_idx")  # of quantized modules: int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class SafetensorsFiles:
                 file: Any = safe_open(path, framework="pt", device="cpu")
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     view = file.get_slice(name)
-                    if view.get_dtype() not in _READABLE:
+                    readable = ("I32",) if name.endswith(_PACKED) else _READABLE
+                    if view.get_dtype() not in readable:
                         raise CheckpointError(
                             f"Tensor {name!r} is of the unsupported type {view.get_dtype()}."
                         )
@@ -42,9 +44,10 @@ class SafetensorsFiles:
                 raise CheckpointError(f"{path} is not a valid safetensors file: {exc}.") from exc
         return cls(shapes, files)
 
-    def read_into(self, name: str, target: torch.Tensor) -> None:
-        """Copy a tensor into `target` (same shape), converting to its dtype and device."""
-        target.copy_(self._files[name].get_tensor(name))
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as it is stored, a view of the mapped file."""
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
 
 
 def _paths(folder: Path) -> list[Path]:

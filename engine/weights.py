@@ -5,7 +5,8 @@ several at a time, so that peak memory stays near the size of the model as serve
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -17,15 +18,24 @@ import torch.nn.functional as F
 from engine.backends.base import Backend
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError, ConfigError
-from engine.gguf import GgufFile
+from engine.gguf_source import GgufSource
+from engine.layers.linear import Linear
+from engine.layers.module import Module
 from engine.models import registry
 from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder
 from engine.placement import Placement, place_tensors
-from engine.quant.gguf import SUPPORTED_TYPES, fill_jobs
+from engine.quant.config import read_quantization
+from engine.quant.groupwise import concatenate
+from engine.quant.packed_source import PackedSource
+from engine.quant.quantize import Target, quantize
 from engine.safetensors_files import SafetensorsFiles
+from engine.weight_source import Job, PlainSource, WeightSource
 
+_GROUP_BYTES = 2**26
 _NORMALIZED_ROWS = 4096  # at once, to bound the memory that it takes
+# --quantization makes these smaller: the large matrices of every layer, and of experts
+_QUANTIZED_MODULES = (".qkv", ".output", ".gate_up", ".down")
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -41,24 +51,36 @@ def decoder_config(checkpoint: Checkpoint) -> DecoderConfig:
 
 
 def load_decoder(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, backend: Backend
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: Backend,
+    quantization: Target | None = None,
 ) -> Decoder:
     """Build the checkpoint's decoder on `device` and fill every parameter.
 
-    Raises CheckpointError naming the tensor that is missing, unexpected, of a wrong shape or of a
-    type that cannot be read.
+    `quantization` makes plain weights of the layers' matrices smaller on the way. Raises
+    CheckpointError naming the tensor that is missing, unexpected, of a wrong shape or of a type
+    that cannot be read, and ConfigError where the quantization does not suit the checkpoint.
     """
     config = decoder_config(checkpoint)
-    open_source = _open_gguf if checkpoint.format == "gguf" else _open_safetensors
-    shapes, jobs_of = open_source(checkpoint)
-    # Once without memory, so that a wrong config is reported instead of allocated.
-    place_tensors(_build(config, backend, dtype, torch.device("meta")), checkpoint, shapes)
-    decoder = _build(config, backend, dtype, device)
-    placements = place_tensors(decoder, checkpoint, shapes)
-    _run([job for placement in placements for job in jobs_of(placement)])
+    decoder = Decoder(config, backend, dtype=dtype, device=device)
+    source = _open(checkpoint)
+    if quantization is not None and source.packed:
+        raise ConfigError(
+            f"--quantization {quantization} is for plain weights; {checkpoint.path} is quantised."
+        )
+    placements = place_tensors(decoder, checkpoint, source.shapes, source.is_ignorable)
+    loader = _Loader(source, placements, dtype, device, backend, quantization)
+    with _single_threaded_torch(), ThreadPoolExecutor(_num_cores()) as pool:
+        for group in _groups(decoder.modules()):
+            for work in (loader.fill(group), loader.finish(group)):
+                for _ in pool.map(_call, work):
+                    pass
     if config.normalizes_head:
-        for rows in torch.split(decoder.head.weight, _NORMALIZED_ROWS):
-            rows.copy_(F.normalize(rows.float(), dim=1))
+        _normalize_rows(decoder.head)
+    if config.tie_word_embeddings:
+        decoder.head.weight = decoder.embedding.weight
     return decoder
 
 
@@ -91,55 +113,109 @@ def computes_bfloat16(device: torch.device) -> bool:
     return any(flag in cpu for flag in ("avx512_bf16", "amx_bf16"))
 
 
-_Job = Callable[[], None]
-_Source = tuple[dict[str, tuple[int, ...]], Callable[[Placement], list[_Job]]]
+def _call(job: Job) -> None:
+    job()
 
 
-def _open_safetensors(checkpoint: Checkpoint) -> _Source:
-    files = SafetensorsFiles.open(checkpoint.path)
-
-    def read(placement: Placement) -> None:
-        target, order = placement.target, placement.row_order
-        if order is None:
-            files.read_into(placement.source, target)
-        else:
-            source = torch.empty_like(target, device="cpu")
-            files.read_into(placement.source, source)
-            target.copy_(source[order])
-
-    return files.shapes, lambda placement: [partial(read, placement)]
-
-
-def _open_gguf(checkpoint: Checkpoint) -> _Source:
-    tensors = GgufFile.open(checkpoint.path).tensors
-    for tensor in tensors.values():
-        if tensor.type_name not in SUPPORTED_TYPES:
-            raise CheckpointError(
-                f"Tensor {tensor.name!r} is of type {tensor.type_name}, which is not supported; "
-                f"supported types are: {', '.join(sorted(SUPPORTED_TYPES))}."
-            )
-
-    def jobs_of(placement: Placement) -> list[_Job]:
-        tensor = tensors[placement.source]
-        return fill_jobs(tensor, placement.target, placement.row_order)
-
-    return {name: tensor.shape for name, tensor in tensors.items()}, jobs_of
+def _groups(modules: dict[str, Module]) -> Iterator[dict[str, Module]]:
+    """Modules that are filled at the same time: enough to do for all threads, and few enough that
+    what is in memory before it is quantized stays small.
+    """
+    group: dict[str, Module] = {}
+    num_bytes = 0
+    for name, module in modules.items():
+        group[name] = module
+        num_bytes += sum(tensor.nbytes for tensor in module.parameters().values())
+        if num_bytes >= _GROUP_BYTES:
+            yield group
+            group, num_bytes = {}, 0
+    yield group
 
 
-def _build(
-    config: DecoderConfig, backend: Backend, dtype: torch.dtype, device: torch.device
-) -> Decoder:
+class _Loader:
+    """Fills modules from a source, quantizes them, and brings them to the backend's form."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        placements: list[Placement],
+        dtype: torch.dtype,
+        device: torch.device,
+        backend: Backend,
+        quantization: Target | None,
+    ) -> None:
+        self._source = source
+        self._placements: dict[str, list[Placement]] = defaultdict(list)
+        for placement in placements:
+            self._placements[placement.parameter].append(placement)
+        self._dtype = dtype
+        self._device = device
+        self._backend = backend
+        self._quantization = quantization
+
+    def fill(self, modules: dict[str, Module]) -> list[Job]:
+        """What fills the parameters of `modules`, in any order."""
+        jobs: list[Job] = []
+        for name, module in modules.items():
+            for parameter, tensor in module.parameters().items():
+                parts = self._placements[f"{name}.{parameter}"]
+                are_packed = all(part.source in self._source.packed for part in parts)
+                if isinstance(module, Linear) and are_packed:
+                    jobs.append(partial(self._fill_packed, module, parts))
+                    continue
+                target = _allocate(tensor.shape, self._dtype, self._device)
+                setattr(module, parameter, target)
+                for part in parts:
+                    jobs += self._source.fill_jobs(part.source, target[part.rows], part.row_order)
+        return jobs
+
+    def finish(self, modules: dict[str, Module]) -> list[Job]:
+        """What comes after `fill`: quantizing, where it is wanted."""
+        if self._quantization is None:
+            return []
+        return [
+            partial(self._quantize, module, self._quantization)
+            for name, module in modules.items()
+            if isinstance(module, Linear) and name.endswith(_QUANTIZED_MODULES)
+        ]
+
+    def _fill_packed(self, module: Linear, parts: list[Placement]) -> None:
+        weights = [self._source.read_packed(part.source) for part in parts]
+        ordered = [
+            weight if part.row_order is None else weight.select_rows(part.row_order)
+            for weight, part in zip(weights, parts, strict=True)
+        ]
+        weight = concatenate(ordered)
+        if weight is None:
+            names = ", ".join(part.source for part in parts)
+            raise CheckpointError(f"{names} are quantised in different ways, so they do not fuse.")
+        module.weight = self._backend.prepare(weight.to(self._device), self._dtype)
+
+    def _quantize(self, module: Linear, target: Target) -> None:
+        if isinstance(module.weight, torch.Tensor):
+            module.weight = self._backend.prepare(quantize(module.weight, target), self._dtype)
+
+
+def _allocate(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     try:
-        return Decoder(config, backend, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, device=device)
     except RuntimeError as exc:  # torch's way to say out of memory
         raise ConfigError(f"The model's weights do not fit into the memory of {device}.") from exc
 
 
-def _run(jobs: list[_Job]) -> None:
-    """Run every job, on as many threads as there are cores. The first exception is raised."""
-    with _single_threaded_torch(), ThreadPoolExecutor(_num_cores()) as pool:
-        for _ in pool.map(lambda job: job(), jobs):
-            pass
+def _normalize_rows(head: Linear) -> None:
+    if not isinstance(head.weight, torch.Tensor):
+        raise CheckpointError("A quantised output head whose rows are normalised is not supported.")
+    for rows in torch.split(head.weight, _NORMALIZED_ROWS):
+        rows.copy_(F.normalize(rows.float(), dim=1))
+
+
+def _open(checkpoint: Checkpoint) -> WeightSource:
+    if checkpoint.format == "gguf":
+        return GgufSource.open(checkpoint.path)
+    files = SafetensorsFiles.open(checkpoint.path)
+    quantization = read_quantization(checkpoint)
+    return PlainSource(files) if quantization is None else PackedSource.over(files, quantization)
 
 
 def _num_cores() -> int:

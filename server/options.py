@@ -97,6 +97,12 @@ OPTIONS: tuple[Option, ...] = (
         "port", integer(0, 65535), "The port to listen on; 0 takes one that is free", ServerConfig
     ),
     Option("dtype", _words(EngineConfig, "dtype"), "The type computed in", EngineConfig),
+    Option(
+        "quantization",
+        _words(EngineConfig, "quantization"),
+        "Makes plain weights smaller while they are loaded",
+        EngineConfig,
+    ),
     Option("device", _words(EngineConfig, "device"), "Where the model runs", EngineConfig),
     Option(
         "max_model_len",

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from engine.batch import Batch
+from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
 
 
 class StepAttention(Protocol):
@@ -56,9 +57,15 @@ class Backend(Protocol):
         ...
 
     def linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        self, x: torch.Tensor, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """x (n, in) @ weight (out, in) transposed + bias (out,) -> (n, out)."""
+        ...
+
+    def prepare(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedWeight:
+        """Bring a quantized weight, on the device already, into the form that `linear` likes
+        best; `dtype` is that of the activations.
+        """
         ...
 
     def rms_norm(

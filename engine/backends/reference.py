@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.batch import Batch
+from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +216,15 @@ class ReferenceBackend:
         return ReferenceStepAttention(batch)
 
     def linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        self, x: torch.Tensor, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        return F.linear(x, weight, bias)
+        if isinstance(weight, torch.Tensor):
+            return F.linear(x, weight, bias)
+        product = weight.multiply(x)
+        return product if bias is None else product + bias
+
+    def prepare(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedWeight:
+        return weight
 
     def rms_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, scales_in_float32: bool = False

@@ -4,6 +4,7 @@ import torch
 
 from engine.backends.base import Backend, StepAttention
 from engine.layers.linear import Linear
+from engine.layers.module import Module
 from engine.layers.norm import RMSNorm
 from engine.layers.positions import Positions
 from engine.models.config import DecoderConfig
@@ -31,7 +32,6 @@ class Attention:
         layer: int,
         *,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self._backend = backend
         self._num_heads = config.num_heads
@@ -40,16 +40,12 @@ class Attention:
         self._window = config.window(layer)
         width = config.num_heads * config.head_dim
         qkv_width = width + 2 * config.num_kv_heads * config.head_dim
-        self.qkv = Linear(
-            backend, config.hidden_size, qkv_width, bias=config.qkv_bias, dtype=dtype, device=device
-        )
+        self.qkv = Linear(backend, config.hidden_size, qkv_width, bias=config.qkv_bias, dtype=dtype)
         self.output = Linear(
-            backend, width, config.hidden_size, bias=config.output_bias, dtype=dtype, device=device
+            backend, width, config.hidden_size, bias=config.output_bias, dtype=dtype
         )
         self.q_norm, self.k_norm = (
-            RMSNorm(backend, config.head_dim, config, dtype=dtype, device=device)
-            if config.qk_norm
-            else None
+            RMSNorm(backend, config.head_dim, config, dtype=dtype) if config.qk_norm else None
             for _ in range(2)
         )
 
@@ -80,8 +76,8 @@ class Attention:
             )
         )
 
-    def parts(self) -> dict[str, Linear | RMSNorm]:
-        parts: dict[str, Linear | RMSNorm] = {"qkv": self.qkv, "output": self.output}
+    def parts(self) -> dict[str, Module]:
+        parts: dict[str, Module] = {"qkv": self.qkv, "output": self.output}
         if self.q_norm is not None and self.k_norm is not None:
             parts |= {"q_norm": self.q_norm, "k_norm": self.k_norm}
         return parts

@@ -3,10 +3,14 @@
 import torch
 
 from engine.backends.base import Backend
+from engine.quant.groupwise import QuantizedWeight
 
 
 class Linear:
-    """weight (out_features, in_features), bias (out_features,) or None; made unfilled."""
+    """weight (out_features, in_features), plain or quantized; bias (out_features,) or None.
+
+    Made without memory: engine/weights.py puts the real tensors in.
+    """
 
     __slots__ = ("backend", "bias", "weight")
 
@@ -18,14 +22,17 @@ class Linear:
         *,
         bias: bool = False,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self.backend = backend
-        self.weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
-        self.bias = torch.empty(out_features, dtype=dtype, device=device) if bias else None
+        self.weight: torch.Tensor | QuantizedWeight = torch.empty(
+            out_features, in_features, dtype=dtype, device="meta"
+        )
+        self.bias = torch.empty(out_features, dtype=dtype, device="meta") if bias else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.backend.linear(x, self.weight, self.bias)
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+        """What has to be filled, and is plain before it is."""
+        parameters = {"weight": self.weight} if isinstance(self.weight, torch.Tensor) else {}
+        return parameters | ({} if self.bias is None else {"bias": self.bias})

@@ -4,7 +4,7 @@ import torch
 
 from engine.backends.base import Backend
 from engine.layers.linear import Linear
-from engine.layers.norm import RMSNorm
+from engine.layers.module import Module
 
 
 class MLP:
@@ -19,17 +19,14 @@ class MLP:
         intermediate_size: int,
         *,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self._backend = backend
-        self.gate_up = Linear(
-            backend, hidden_size, 2 * intermediate_size, dtype=dtype, device=device
-        )
-        self.down = Linear(backend, intermediate_size, hidden_size, dtype=dtype, device=device)
+        self.gate_up = Linear(backend, hidden_size, 2 * intermediate_size, dtype=dtype)
+        self.down = Linear(backend, intermediate_size, hidden_size, dtype=dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: (num_tokens, hidden_size) -> the same shape."""
         return self.down(self._backend.silu_mul(self.gate_up(x)))
 
-    def parts(self) -> dict[str, Linear | RMSNorm]:
+    def parts(self) -> dict[str, Module]:
         return {"gate_up": self.gate_up, "down": self.down}

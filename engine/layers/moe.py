@@ -9,7 +9,7 @@ import torch
 from engine.backends.base import Backend
 from engine.layers.linear import Linear
 from engine.layers.mlp import MLP
-from engine.layers.norm import RMSNorm
+from engine.layers.module import Module
 from engine.models.config import DecoderConfig, MixtureOfExperts
 
 
@@ -25,20 +25,16 @@ class MoE:
         options: MixtureOfExperts,
         *,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self._options = options
         size, width = config.hidden_size, options.intermediate_size
-        self.router = Linear(backend, size, options.num_experts, dtype=dtype, device=device)
-        self.experts = [
-            MLP(backend, size, width, dtype=dtype, device=device)
-            for _ in range(options.num_experts)
-        ]
+        self.router = Linear(backend, size, options.num_experts, dtype=dtype)
+        self.experts = [MLP(backend, size, width, dtype=dtype) for _ in range(options.num_experts)]
         self.shared = self.shared_gate = None
         if options.shared_intermediate_size:
             shared_width = options.shared_intermediate_size
-            self.shared = MLP(backend, size, shared_width, dtype=dtype, device=device)
-            self.shared_gate = Linear(backend, size, 1, dtype=dtype, device=device)
+            self.shared = MLP(backend, size, shared_width, dtype=dtype)
+            self.shared_gate = Linear(backend, size, 1, dtype=dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: (num_tokens, hidden_size) -> the same shape."""
@@ -68,8 +64,8 @@ class MoE:
             start += count
         return out
 
-    def parts(self) -> dict[str, Linear | RMSNorm]:
-        parts: dict[str, Linear | RMSNorm] = {"router": self.router}
+    def parts(self) -> dict[str, Module]:
+        parts: dict[str, Module] = {"router": self.router}
         for i, expert in enumerate(self.experts):
             parts |= {f"experts.{i}.{name}": part for name, part in expert.parts().items()}
         if self.shared is not None and self.shared_gate is not None:

@@ -7,7 +7,7 @@ from engine.models.config import DecoderConfig
 
 
 class RMSNorm:
-    """weight (size,); not filled by the constructor."""
+    """weight (size,). Made without memory: engine/weights.py fills it."""
 
     __slots__ = ("_backend", "_eps", "_scales_in_float32", "weight")
 
@@ -18,12 +18,11 @@ class RMSNorm:
         config: DecoderConfig,
         *,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self._backend = backend
         self._eps = config.rms_norm_eps
         self._scales_in_float32 = config.norm_scales_in_float32
-        self.weight = torch.empty(size, dtype=dtype, device=device)
+        self.weight = torch.empty(size, dtype=dtype, device="meta")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._backend.rms_norm(x, self.weight, self._eps, self._scales_in_float32)

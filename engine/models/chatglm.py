@@ -7,14 +7,13 @@ only, and pairs neighbours.
 from typing import Any
 
 from engine.errors import CheckpointError
-from engine.models.config import DecoderConfig, refuse_quantization
+from engine.models.config import DecoderConfig
 from engine.models.family import Family, rules
 from engine.models.options import flag, number, positive_integer, require
 from engine.models.rope import Rope
 
 
 def _decoder_config(config: dict[str, Any]) -> DecoderConfig:
-    refuse_quantization(config)
     require(config, "rmsnorm", (True,))
     require(config, "add_bias_linear", (False,))
     require(config, "post_layer_norm", (True,))

@@ -77,7 +77,6 @@ def build_decoder_config(config: dict[str, Any], **options: Any) -> DecoderConfi
 
     Raises CheckpointError naming the key.
     """
-    refuse_quantization(config)
     require(config, "hidden_act", ("silu", "swish"))
     require(config, "mlp_bias", (False,))
     hidden_size = positive_integer(config, "hidden_size")
@@ -149,15 +148,4 @@ def read_moe(config: dict[str, Any], *, shared: bool) -> MixtureOfExperts:
         ),
         renormalizes=flag(config, "norm_topk_prob", False),
         dense_layers=dense | {i for i in range(num_layers) if (i + 1) % step},
-    )
-
-
-def refuse_quantization(config: dict[str, Any]) -> None:
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    raise CheckpointError(
-        f"The model is quantised by {method!r} (quantization_config), which is not supported; take "
-        "its BF16 or FP16 checkpoint or a GGUF file."
     )

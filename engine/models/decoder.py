@@ -11,8 +11,10 @@ from engine.backends.base import Backend, StepAttention
 from engine.batch import Batch
 from engine.kv_cache import KVCache
 from engine.layers.attention import Attention
+from engine.layers.embedding import Embedding
 from engine.layers.linear import Linear
 from engine.layers.mlp import MLP
+from engine.layers.module import Module
 from engine.layers.moe import MoE
 from engine.layers.norm import RMSNorm
 from engine.layers.positions import PositionEncoding, Positions
@@ -31,18 +33,17 @@ class DecoderLayer:
         layer: int,
         *,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         size = config.hidden_size
-        self.attention_norm = RMSNorm(backend, size, config, dtype=dtype, device=device)
-        self.attention = Attention(backend, config, layer, dtype=dtype, device=device)
-        self.mlp_norm = RMSNorm(backend, size, config, dtype=dtype, device=device)
+        self.attention_norm = RMSNorm(backend, size, config, dtype=dtype)
+        self.attention = Attention(backend, config, layer, dtype=dtype)
+        self.mlp_norm = RMSNorm(backend, size, config, dtype=dtype)
         self.mlp: MLP | MoE
         if config.moe is not None and config.is_sparse(layer):
-            self.mlp = MoE(backend, config, config.moe, dtype=dtype, device=device)
+            self.mlp = MoE(backend, config, config.moe, dtype=dtype)
         else:
             width = config.intermediate_size
-            self.mlp = MLP(backend, size, width, dtype=dtype, device=device)
+            self.mlp = MLP(backend, size, width, dtype=dtype)
 
     def __call__(
         self,
@@ -62,13 +63,16 @@ class DecoderLayer:
         normed, residual = self.mlp_norm.add(attended, residual)
         return self.mlp(normed), residual
 
-    def parts(self) -> dict[str, Linear | RMSNorm]:
-        norms = {"attention_norm": self.attention_norm, "mlp_norm": self.mlp_norm}
+    def parts(self) -> dict[str, Module]:
+        norms: dict[str, Module] = {
+            "attention_norm": self.attention_norm,
+            "mlp_norm": self.mlp_norm,
+        }
         return norms | self.attention.parts() | self.mlp.parts()
 
 
 class Decoder:
-    """A decoder-only language model. Its parameters are not filled by the constructor."""
+    """A decoder-only language model, made without memory for its parameters."""
 
     def __init__(
         self, config: DecoderConfig, backend: Backend, *, dtype: torch.dtype, device: torch.device
@@ -78,15 +82,12 @@ class Decoder:
         self.dtype = dtype
         self.device = device
         size, vocab_size = config.hidden_size, config.vocab_size
+        self.embedding = Embedding(vocab_size, size, dtype=dtype)
         self.layers = [
-            DecoderLayer(backend, config, layer, dtype=dtype, device=device)
-            for layer in range(config.num_layers)
+            DecoderLayer(backend, config, layer, dtype=dtype) for layer in range(config.num_layers)
         ]
-        self.norm = RMSNorm(backend, size, config, dtype=dtype, device=device)
-        self.head = Linear(backend, size, vocab_size, dtype=dtype, device=device)
-        self.embedding = (
-            self.head.weight if config.tie_word_embeddings else torch.empty_like(self.head.weight)
-        )  # (vocab_size, hidden_size)
+        self.norm = RMSNorm(backend, size, config, dtype=dtype)
+        self.head = Linear(backend, size, vocab_size, dtype=dtype)
         self.positions = PositionEncoding(config, dtype=dtype, device=device)
 
     def forward(self, batch: Batch, kv_cache: KVCache) -> torch.Tensor:
@@ -97,7 +98,7 @@ class Decoder:
         """
         step = self.backend.step_attention(batch)
         positions = self.positions.lookup(batch)
-        x = self.embedding.index_select(0, batch.token_ids)
+        x = self.embedding(batch.token_ids)
         residual: torch.Tensor | None = None
         for layer, keys, values in zip(self.layers, kv_cache.keys, kv_cache.values, strict=True):
             x, residual = layer(x, residual, positions, step, keys, values)
@@ -109,13 +110,18 @@ class Decoder:
         """Logits of rows of `forward`'s result: (n, hidden_size) -> (n, vocab_size) float32."""
         return self.head(hidden_rows).float()
 
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """Every tensor to fill, by name; a tied head is only there as the embedding."""
-        tensors = {"embedding.weight": self.embedding, "norm.weight": self.norm.weight}
-        if not self.config.tie_word_embeddings:
-            tensors["head.weight"] = self.head.weight
+    def modules(self) -> dict[str, Module]:
+        """All that has parameters to fill, by name; not a tied head."""
+        modules: dict[str, Module] = {"embedding": self.embedding}
         for i, layer in enumerate(self.layers):
-            for part_name, part in layer.parts().items():
-                for name, tensor in part.parameters().items():
-                    tensors[f"layers.{i}.{part_name}.{name}"] = tensor
-        return tensors
+            modules |= {f"layers.{i}.{name}": part for name, part in layer.parts().items()}
+        modules["norm"] = self.norm
+        return modules if self.config.tie_word_embeddings else modules | {"head": self.head}
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Every plain tensor of `modules`, by name."""
+        return {
+            f"{name}.{parameter}": tensor
+            for name, module in self.modules().items()
+            for parameter, tensor in module.parameters().items()
+        }

@@ -6,14 +6,13 @@ Source: modeling_qwen.py and configuration_qwen.py beside the weights on the hub
 from typing import Any
 
 from engine.errors import CheckpointError
-from engine.models.config import DecoderConfig, refuse_quantization
+from engine.models.config import DecoderConfig
 from engine.models.family import Family, rules
 from engine.models.options import flag, number, positive_integer, require
 from engine.models.rope import Rope, RopeScaling
 
 
 def _decoder_config(config: dict[str, Any]) -> DecoderConfig:
-    refuse_quantization(config)
     require(config, "no_bias", (True,))
     require(config, "rotary_pct", (1.0, 1))
     require(config, "scale_attn_weights", (True,))

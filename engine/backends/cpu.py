@@ -1,0 +1,86 @@
+"""The backend for CPUs: the reference, with torch's own kernels for packed integer weights.
+
+They multiply without dequantizing the weight first: at one row that is what memory allows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.backends.reference import ReferenceBackend
+from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
+
+_INT4_GROUP_SIZES = (32, 64, 128, 256)
+_INT4_ROWS = 16  # the kernel wants a multiple
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Weight:
+    """Packed for aten::_weight_int4pack_mm_for_cpu."""
+
+    shape: tuple[int, int]
+    packed: torch.Tensor
+    scales_and_zeros: torch.Tensor  # (groups, out, 2) in the dtype of the activations
+    group_size: int
+    order: torch.Tensor | None
+
+    @classmethod
+    def pack(cls, weight: GroupwiseWeight, dtype: torch.dtype) -> "Int4Weight":
+        scales = weight.scales.float()
+        offsets = (8 - weight.zeros.float()) * scales  # the kernel subtracts 8 from each code
+        pairs = torch.stack((scales, offsets), dim=-1).transpose(0, 1).contiguous()
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.unpacked().int(), 1)
+        return cls(weight.shape, packed, pairs.to(dtype), weight.group_size, weight.order)
+
+    @property
+    def num_bytes(self) -> int:
+        order = 0 if self.order is None else self.order.nbytes
+        return self.packed.nbytes + self.scales_and_zeros.nbytes + order
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        ordered = x if self.order is None else x[:, self.order]
+        product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            ordered.contiguous(), self.packed, self.group_size, self.scales_and_zeros
+        )
+        return product
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """One scale a row, for aten::_weight_int8pack_mm."""
+
+    codes: torch.Tensor  # (out, in) int8
+    scales: torch.Tensor  # (out,) in the dtype of the activations
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.aten._weight_int8pack_mm(
+            x.contiguous(), self.codes, self.scales
+        )
+        return product
+
+
+class CpuBackend(ReferenceBackend):
+    """See engine/backends/base.py: Backend."""
+
+    name = "cpu"
+
+    def prepare(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedWeight:
+        """Falls back on dequantize-then-matmul for groups that the kernels do not have."""
+        rows, columns = weight.shape
+        if weight.bits == 4:
+            if weight.group_size in _INT4_GROUP_SIZES and rows % _INT4_ROWS == 0:
+                return Int4Weight.pack(weight, dtype)
+        elif weight.group_size == columns and weight.order is None:
+            zeros = weight.zeros
+            if bool((zeros == 128).all()):
+                codes = (weight.codes.to(torch.int16) - 128).to(torch.int8)
+                return Int8Weight(codes, weight.scales.flatten().to(dtype))
+        return weight
