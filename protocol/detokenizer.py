@@ -10,23 +10,31 @@ from protocol.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Incremental: feed() and flush() joined equal Tokenizer.decode() of all ids at once."""
+    """Incremental: feed() and flush() joined equal Tokenizer.decode() of all ids at once.
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    With starts_text, less the space that the tokenizer itself put in front of the text.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special: bool = True, starts_text: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._drops_space = starts_text and tokenizer.adds_space
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """Text these tokens complete; an unfinished character is held, invalid bytes are U+FFFD."""
         tokenizer = self._tokenizer
-        return self._decoder.decode(
-            b"".join(
-                tokenizer.token_bytes(token_id)
-                for token_id in token_ids
-                if not (self._skip_special and tokenizer.is_special(token_id))
-            )
+        data = b"".join(
+            tokenizer.token_bytes(token_id)
+            for token_id in token_ids
+            if not (self._skip_special and tokenizer.is_special(token_id))
         )
+        if self._drops_space and data:
+            self._drops_space = False
+            data = data.removeprefix(b" ")
+        return self._decoder.decode(data)
 
     def flush(self) -> str:
         """End of the stream: U+FFFD for a character that was never finished, else ""."""

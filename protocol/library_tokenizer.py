@@ -59,6 +59,7 @@ class LibraryTokenizer:
             if backend.token_to_id(sentinel) != token_id:
                 raise ValueError(f"special token id {token_id} does not fit into the vocabulary")
         self._special_text = SpecialText(special_tokens)
+        self.adds_space = self.decode(self.encode_parts(["a"])).startswith(" ")
 
     @classmethod
     def from_json(

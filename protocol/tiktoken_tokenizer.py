@@ -29,6 +29,7 @@ class TiktokenTokenizer:
 
     bos_token: str | None = None
     add_bos_token = False
+    adds_space = False
 
     def __init__(
         self, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int], eos_token: str | None

@@ -31,6 +31,10 @@ class Tokenizer(Protocol):
     def add_bos_token(self) -> bool:
         """Plain (not chat) prompts start with bos_token; encode() never adds it."""
 
+    @property
+    def adds_space(self) -> bool:
+        """A text's first token begins with a space that is not in the text (SentencePiece)."""
+
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids of a text. Adds no bos or eos.
 

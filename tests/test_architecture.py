@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("engine", "loadtest", "protocol", "server", "tests")
 THIRD_PARTY = {
-    "protocol": {"jinja2", "markupsafe", "msgspec", "pydantic", "pydantic_core", "tiktoken"}
-    | {"tokenizers"},
+    "protocol": {"jinja2", "markupsafe", "msgspec", "pydantic", "pydantic_core"}
+    | {"sentencepiece", "tiktoken", "tokenizers"},
     "engine": {"gguf", "msgspec", "numpy", "safetensors", "torch", "zmq"},
 }
 OURS = {
