@@ -16,6 +16,7 @@ from protocol.usage import Usage
 from protocol.validation import MAX_QUOTED, InvalidField
 
 FinishReason = Literal["stop", "length"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 def _only(*allowed: object) -> BeforeValidator:
@@ -73,6 +74,7 @@ class ChatRequest(SamplingFields):
     max_tokens: MaxTokens | None = None  # OpenAI's old name of the same
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    reasoning_effort: ReasoningEffort | None = None  # server/thinking.py has what it does
     metadata: Metadata | None = None  # for stored completions only; checked, then dropped
     store: Annotated[bool | None, _only(False)] = None
     service_tier: Annotated[str | None, _only("auto", "default")] = None
@@ -90,7 +92,6 @@ class ChatRequest(SamplingFields):
     moderation: Refused = None
     prediction: Refused = None
     prompt_cache_options: Refused = None
-    reasoning_effort: Refused = None
     verbosity: Refused = None
     web_search_options: Refused = None
 
@@ -159,6 +160,7 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | UnsetType = UNSET  # as DeepSeek has it; only if the model thought
     refusal: str | None = None
 
 
@@ -185,6 +187,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
     refusal: UnsetType | None = UNSET
 
 

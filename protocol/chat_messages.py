@@ -59,11 +59,31 @@ class Message(RequestModel):
     ]
     content: Content | None = None
     name: Name | None = None
+    reasoning_content: str | None = None  # thinking of an earlier answer, for the chat template
+    reasoning: str | None = None  # vLLM's name of the same
     refusal: Refused = None
     audio: Refused = None
     function_call: Refused = None
     tool_calls: Annotated[Refused, BeforeValidator(_null_if_empty)] = None
     annotations: Annotated[Refused, BeforeValidator(_null_if_empty)] = None
+
+    @model_validator(mode="after")
+    def _check_reasoning(self) -> "Message":
+        given = {"reasoning_content": self.reasoning_content, "reasoning": self.reasoning}
+        for field, value in given.items():
+            if value is not None and self.role != "assistant":
+                raise InvalidField(
+                    "invalid_value",
+                    f"'{field}' is only allowed in messages of role 'assistant'.",
+                    field,
+                )
+        if len(set(given.values()) - {None}) > 1:
+            raise InvalidField(
+                "invalid_parameter_combination",
+                "Setting 'reasoning_content' and 'reasoning' to different values is not supported.",
+                "reasoning",
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_content(self) -> "Message":
@@ -78,6 +98,11 @@ class Message(RequestModel):
         raise InvalidField(
             "missing_required_parameter", "Missing required parameter: 'content'.", "content"
         )
+
+    @property
+    def thinking(self) -> str | None:
+        """What the assistant thought before this message's content."""
+        return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     @property
     def text(self) -> str:

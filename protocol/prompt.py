@@ -11,7 +11,13 @@ from typing import Any
 import jinja2
 
 from protocol.control_text import ControlText, Shield
-from protocol.template_environment import TemplateRefused, TemplateTooLarge, compile_template
+from protocol.reasoning import find_markers
+from protocol.template_environment import (
+    TemplateRefused,
+    TemplateTooLarge,
+    compile_template,
+    variables_of,
+)
 from protocol.tokenizer import Tokenizer
 
 _MAX_PROMPT_CHARACTERS = 1 << 26
@@ -23,14 +29,25 @@ class TemplateError(Exception):
 
 
 class ChatTemplate:
-    """One compiled chat template with its tokenizer; render() and encode() are thread-safe."""
+    """One compiled chat template with its tokenizer; render() and encode() are thread-safe.
+
+    Attributes:
+        variables: names that the template reads and does not set.
+        thinking_markers: None for a model that cannot think.
+        writes_thinking: the template itself has the markers.
+    """
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         """Raises TemplateError on a syntax error."""
         try:
             self._template = compile_template(source)
+            self.variables = variables_of(source)
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template is not valid: {error}") from error
+        self.thinking_markers = find_markers(source, tokenizer)
+        self.writes_thinking = (
+            self.thinking_markers is not None and self.thinking_markers.opening in source
+        )
         self._source = source
         self._tokenizer = tokenizer
         self._control_text = ControlText(tokenizer.special_tokens)

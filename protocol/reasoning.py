@@ -47,7 +47,8 @@ def find_markers(template_source: str, tokenizer: Tokenizer) -> ThinkingMarkers 
 
 def _is_token(marker: str, tokenizer: Tokenizer) -> bool:
     return (
-        marker in tokenizer.special_tokens or len(tokenizer.encode(marker, parse_special=False)) == 1
+        marker in tokenizer.special_tokens
+        or len(tokenizer.encode(marker, parse_special=False)) == 1
     )
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -31,9 +31,7 @@ class TemplateTooLarge(Exception):
 
 def compile_template(source: str) -> jinja2.Template:
     """Raises jinja2.TemplateError on a syntax error."""
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = _new_environment()
     environment.filters["tojson"] = _tojson
     del environment.globals["lipsum"]  # makes text of any size
     environment.globals.update(
@@ -43,6 +41,17 @@ def compile_template(source: str) -> jinja2.Template:
         namespace=_TemplateNamespace,
     )
     return environment.from_string(source)
+
+
+def variables_of(source: str) -> frozenset[str]:
+    """Names that a template reads and does not set. Raises jinja2.TemplateError on bad syntax."""
+    return frozenset(meta.find_undeclared_variables(_new_environment().parse(source)))
+
+
+def _new_environment() -> "_Environment":
+    return _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -27,12 +27,18 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens_details: CompletionTokensDetails
 
 
-def count_usage(*, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> Usage:
-    """Build the usage object; `cached_tokens` is how much of the prompt the prefix cache held."""
+def count_usage(
+    *, prompt_tokens: int, cached_tokens: int, completion_tokens: int, reasoning_tokens: int = 0
+) -> Usage:
+    """Build the usage object.
+
+    `cached_tokens` is how much of the prompt the prefix cache held; `reasoning_tokens` are those of
+    the completion up to and with the marker that closes thinking.
+    """
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
-        completion_tokens_details=CompletionTokensDetails(),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
     )

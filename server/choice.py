@@ -1,7 +1,8 @@
 """One choice of a reply: the engine's events of one sequence, folded into deltas of text.
 
-Detokenizer -> StopMatcher -> Delta. Knows no wire format and no event loop; fed by
-server/generation.py, its deltas are rendered by the routes.
+Knows no wire format, no event loop and not how tokens become text (server/output_text.py); fed by
+server/generation.py, its deltas are rendered by the routes. Logprobs are those of all tokens, also
+of thinking and of the markers around it.
 """
 
 from collections.abc import Sequence
@@ -9,35 +10,16 @@ from dataclasses import dataclass
 
 from engine.messages import EngineRequest, Event, Finished, TokenEvent, TokenLogprobs
 from protocol.chat import FinishReason
-from protocol.detokenizer import Detokenizer
 from protocol.errors import EngineUnavailable, Internal
-from protocol.sampling import SamplingFields
-from protocol.stops import StopMatcher
+from protocol.reasoning import Parted
 from protocol.tokenizer import Tokenizer
 from server.errors import from_fault
-
-
-@dataclass(frozen=True, slots=True)
-class TextOptions:
-    """How output tokens become text."""
-
-    stops: tuple[str, ...] = ()
-    include_stop: bool = False
-    skip_special_tokens: bool = True
-
-    @classmethod
-    def of(cls, request: SamplingFields) -> "TextOptions":
-        """Read a request's options; special tokens are left out unless it says otherwise."""
-        return cls(
-            request.stops,
-            bool(request.include_stop_str_in_output),
-            request.skip_special_tokens is not False,
-        )
+from server.output_text import OutputText, TextOptions
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedLogprobs:
-    """One token's logprobs and where in the choice's text (characters) its text begins."""
+    """One token's logprobs and where in the output's text (characters) its text begins."""
 
     offset: int
     logprobs: TokenLogprobs
@@ -45,9 +27,13 @@ class PlacedLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one event adds to a choice. A finish reason comes with the last delta only."""
+    """What one event adds to a choice. A finish reason comes with the last delta only.
+
+    The reasoning comes before the text.
+    """
 
     text: str = ""
+    reasoning: str = ""
     logprobs: Sequence[PlacedLogprobs] = ()
     finish_reason: FinishReason | None = None
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
@@ -69,12 +55,15 @@ class Choice:
         self.has_ended = False
         self.num_output_tokens = 0
         self.num_cached_tokens = 0
-        self._detokenizer = Detokenizer(tokenizer, skip_special=options.skip_special_tokens)
-        self._matcher = StopMatcher(options.stops, include_stop=options.include_stop)
-        self._num_fed_characters = 0  # into the stop matcher or past it
-        self._num_sent_characters = 0
+        self._output = OutputText(tokenizer, options, request.sampling.min_tokens)
         self._held_logprobs: list[PlacedLogprobs] = []
         self._logprob_sum = 0.0
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Output tokens up to and with the marker that closes thinking; all while it is open."""
+        output = self._output
+        return self.num_output_tokens if output.is_reasoning else output.num_reasoning_tokens
 
     @property
     def mean_logprob(self) -> float:
@@ -95,26 +84,19 @@ class Choice:
         return self._feed_tokens(event)
 
     def _feed_tokens(self, event: TokenEvent) -> Delta | None:
-        text = ""
+        text = reasoning = ""
         for i, token_id in enumerate(event.token_ids):
-            start = self._num_fed_characters
-            piece = self._detokenizer.feed((token_id,))
             if event.logprobs is not None:
-                self._held_logprobs.append(PlacedLogprobs(start, event.logprobs[i]))
+                self._held_logprobs.append(PlacedLogprobs(self._output.num_fed, event.logprobs[i]))
                 self._logprob_sum += event.logprobs[i].logprob
-            text += self._match(piece, num_tokens=self.num_output_tokens + i + 1)
-            if self._matcher.matched is not None:
+            parted = self._output.feed(token_id)
+            reasoning += parted.reasoning
+            text += parted.content
+            if self._output.is_stopped:
                 self.finish_reason = "stop"
                 break
         self.num_output_tokens += len(event.token_ids)
-        return self._delta(text, event.prompt_logprobs)
-
-    def _match(self, piece: str, num_tokens: int) -> str:
-        self._num_fed_characters += len(piece)
-        # as a stop token, a stop string counts only after min_tokens
-        text = piece if num_tokens < self.request.sampling.min_tokens else self._matcher.feed(piece)
-        self._num_sent_characters += len(text)
-        return text
+        return self._delta(Parted(reasoning, text), event.prompt_logprobs)
 
     def _finish(self, event: Finished) -> Delta | None:
         self.has_ended = True
@@ -128,36 +110,34 @@ class Choice:
         if event.reason == "error":
             raise Internal
         self.num_output_tokens = event.num_output_tokens
-        text = self._match(self._detokenizer.flush(), num_tokens=self.num_output_tokens)
-        if self._matcher.matched is None:
-            rest = self._matcher.flush()
-            self._num_sent_characters += len(rest)
-            text += rest
-        is_stop = self._matcher.matched is not None or event.reason == "stop"
+        parted = self._output.flush()
+        is_stop = self._output.is_stopped or event.reason == "stop"
         self.finish_reason = "stop" if is_stop else "length"
-        return self._delta(text, None)
+        return self._delta(parted, None)
 
     def _delta(
-        self, text: str, prompt_logprobs: Sequence[TokenLogprobs | None] | None
+        self, parted: Parted, prompt_logprobs: Sequence[TokenLogprobs | None] | None
     ) -> Delta | None:
         logprobs = self._release_logprobs()
-        if not (text or logprobs or self.finish_reason or prompt_logprobs):
+        text, reasoning = parted.content, parted.reasoning
+        if not (text or reasoning or logprobs or self.finish_reason or prompt_logprobs):
             return None
-        return Delta(text, logprobs, self.finish_reason, prompt_logprobs)
+        return Delta(text, reasoning, logprobs, self.finish_reason, prompt_logprobs)
 
     def _release_logprobs(self) -> Sequence[PlacedLogprobs]:
-        """The logprobs of tokens whose text has begun to be sent; at the end, of all.
+        """The logprobs of tokens whose text has begun to be settled; at the end, of all.
 
         Tokens that only spelled a stop string which is left out are left out as well.
         """
         held = self._held_logprobs
         if not held:
             return ()
-        if self.finish_reason is not None and self._matcher.matched is None:
+        if self.finish_reason is not None and not self._output.is_stopped:
             self._held_logprobs = []
             return held
         num_ready = 0
-        while num_ready < len(held) and held[num_ready].offset < self._num_sent_characters:
+        num_settled = self._output.num_settled
+        while num_ready < len(held) and held[num_ready].offset < num_settled:
             num_ready += 1
         self._held_logprobs = held[num_ready:]
         return held[:num_ready]

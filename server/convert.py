@@ -20,13 +20,17 @@ from protocol.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from protocol.prompt import TemplateError
 from protocol.sampling import SamplingFields
 from server.state import ServedModel
+from server.thinking import thinking_kwargs
 
 # Far below the probability of any vocabulary's most likely token: keeps exactly that one. OpenAI
 # takes top_p 0, the engine does not.
 _SMALLEST_TOP_P = 1e-6
 _NUM_SEEDS = 2**64
 _TEMPLATE_ARGUMENTS = frozenset(
-    {"self", "messages", "tools", "add_generation_prompt", "continue_final_message"}
+    {
+        *("self", "messages", "tools", "documents", "add_generation_prompt"),
+        *("continue_final_message", "bos_token", "eos_token"),
+    }
 )
 
 
@@ -57,7 +61,9 @@ def chat_requests(request: ChatRequest, model: ServedModel, reply_id: str) -> li
             else add_generation_prompt
         ),
         continue_final_message=bool(request.continue_final_message),
-        template_kwargs=request.chat_template_kwargs or {},
+        template_kwargs=thinking_kwargs(
+            request.reasoning_effort, request.chat_template_kwargs or {}, model.chat_template
+        ),
     )
     _check_prompt_length(len(prompt_ids), model.max_model_len, "messages")
     max_tokens = request.max_output_tokens
@@ -158,8 +164,9 @@ def encode_prompt(
 def _template_message(message: Message) -> dict[str, str]:
     # templates know "system"; OpenAI's newer name for it is "developer"
     role = "system" if message.role == "developer" else message.role
-    name = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": message.text, **name}
+    optional = {"name": message.name, "reasoning_content": message.thinking}
+    given = {field: value for field, value in optional.items() if value is not None}
+    return {"role": role, "content": message.text, **given}
 
 
 def _check_token_ids(token_ids: Sequence[int], model: ServedModel, param: str) -> None:

@@ -12,8 +12,9 @@ from engine.errors import InvariantViolated
 from engine.messages import EngineRequest, Event, Finished, TokenEvent
 from protocol.tokenizer import Tokenizer
 from protocol.usage import Usage, count_usage
-from server.choice import Choice, Delta, TextOptions
+from server.choice import Choice, Delta
 from server.metrics import RequestTimer
+from server.output_text import TextOptions
 
 
 class Generation:
@@ -114,6 +115,7 @@ class Generation:
             prompt_tokens=sum(len(choice.request.prompt_token_ids) for choice in firsts),
             cached_tokens=sum(choice.num_cached_tokens for choice in firsts),
             completion_tokens=sum(choice.num_output_tokens for choice in self.choices),
+            reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
         )
 
     def close(self) -> None:

@@ -25,13 +25,15 @@ from protocol.sse import obfuscation
 from protocol.usage import Usage
 from protocol.validation import parse
 from server.body import read_json_body
-from server.choice import Delta, PlacedLogprobs, TextOptions
+from server.choice import Delta, PlacedLogprobs
 from server.convert import chat_requests, check_model, system_fingerprint
 from server.generation import Generation
 from server.offload import call_sized
 from server.openapi import request_body
+from server.output_text import TextOptions
 from server.state import AppState, ServedModel
 from server.streaming import ignored_header, respond
+from server.thinking import thinking_of
 
 PATH = "/v1/chat/completions"
 
@@ -51,7 +53,7 @@ async def create_chat_completion(request: Request) -> Response:
         state.engine,
         requests,
         state.model.tokenizer,
-        TextOptions.of(body),
+        TextOptions.of(body, thinking_of(requests[0], state.model)),
         state.metrics.request_started(PATH),
         candidates_per_prompt=body.num_choices,
     )
@@ -85,14 +87,19 @@ class ChatWriter:
             yield ChunkChoice(index, delta, None, None)
 
     def pieces(self, index: int, delta: Delta) -> Iterator[ChunkChoice]:
-        if delta.text or delta.logprobs:
-            logprobs = self._logprobs(delta.logprobs) if self._has_logprobs else None
+        logprobs = self._logprobs(delta.logprobs) if self._has_logprobs else None
+        if delta.reasoning:
+            # apart from the content: some clients read only one of the two from a chunk
+            thought = ChunkDelta(reasoning_content=delta.reasoning)
+            yield ChunkChoice(index, thought, None if delta.text else logprobs, None)
+        if delta.text or (delta.logprobs and not delta.reasoning):
             yield ChunkChoice(index, ChunkDelta(content=delta.text), logprobs, None)
         if delta.finish_reason is not None:
             yield ChunkChoice(index, ChunkDelta(), None, delta.finish_reason)
 
     def chunk(self, piece: ChunkChoice) -> ChatChunk:
-        return self._chunk([piece], self._no_usage, piece.delta.content or "")
+        text = piece.delta.content or piece.delta.reasoning_content or ""
+        return self._chunk([piece], self._no_usage, text)
 
     def last_chunk(self, usage: Usage) -> ChatChunk | None:
         return self._chunk([], usage, "") if self._has_usage else None
@@ -126,6 +133,8 @@ class ChatWriter:
     def _choice(self, index: int, pieces: Sequence[ChunkChoice]) -> ChatChoice:
         """Fold a choice's pieces as a client folds the chunks of a stream."""
         content = "".join(piece.delta.content or "" for piece in pieces)
+        reasoning = "".join(piece.delta.reasoning_content or "" for piece in pieces)
+        message = ReplyMessage(content=content, reasoning_content=reasoning or UNSET)
         logprobs = None
         if self._has_logprobs:
             logprobs = ChatLogprobs(
@@ -133,7 +142,7 @@ class ChatWriter:
             )
         finish_reason = pieces[-1].finish_reason
         assert finish_reason is not None  # a generation ends with the last choice's finish
-        return ChatChoice(index, ReplyMessage(content=content), logprobs, finish_reason)
+        return ChatChoice(index, message, logprobs, finish_reason)
 
     def _logprobs(self, placed: Sequence[PlacedLogprobs]) -> ChatLogprobs:
         return ChatLogprobs([self._token_logprob(one.logprobs) for one in placed])

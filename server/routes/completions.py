@@ -20,11 +20,12 @@ from protocol.sse import obfuscation
 from protocol.usage import Usage
 from protocol.validation import parse
 from server.body import read_json_body
-from server.choice import Delta, TextOptions
+from server.choice import Delta
 from server.convert import check_model, completion_requests, system_fingerprint
 from server.generation import Generation
 from server.offload import call_sized
 from server.openapi import request_body
+from server.output_text import TextOptions
 from server.state import AppState, ServedModel
 from server.streaming import ignored_header, respond
 

@@ -137,7 +137,6 @@ def test_every_optional_parameter_may_be_null() -> None:
         ({"moderation": {}}, "unsupported_parameter", "moderation"),
         ({"prediction": {"type": "content"}}, "unsupported_parameter", "prediction"),
         ({"prompt_cache_options": {}}, "unsupported_parameter", "prompt_cache_options"),
-        ({"reasoning_effort": "low"}, "unsupported_parameter", "reasoning_effort"),
         ({"verbosity": "low"}, "unsupported_parameter", "verbosity"),
         ({"web_search_options": {}}, "unsupported_parameter", "web_search_options"),
     ],

@@ -16,7 +16,8 @@ from engine.messages import (
     TokenLogprobs,
 )
 from protocol.errors import EngineUnavailable, Internal
-from server.choice import Choice, Delta, TextOptions
+from server.choice import Choice, Delta
+from server.output_text import TextOptions
 from tests.server.scripted_app import ids_of
 from tests.server.small_app import END, byte_tokenizer
 

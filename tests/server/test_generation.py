@@ -15,8 +15,8 @@ from engine.fake import FakeEngine, Script
 from engine.messages import EngineRequest, Event, Fault, Finished, SamplingParams, TokenEvent
 from protocol.errors import Internal
 from server.app import create_app
-from server.choice import TextOptions
 from server.generation import Generation
+from server.output_text import TextOptions
 from tests.server.scripted_app import App, events_of, ids_of, saying
 from tests.server.small_app import byte_tokenizer, small_state
 
