@@ -14,6 +14,8 @@ from engine import gguf_config
 from engine.errors import CheckpointError
 from engine.gguf import GgufFile
 from engine.models import registry
+from engine.stop_tokens import stop_token_ids
+from engine.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,12 @@ class Checkpoint:
     # with the keys of a hub config.json, also for GGUF (model_type, hidden_size, ...)
     config: dict[str, Any]
     generation_config: dict[str, Any]  # generation_config.json, or {} where there is none
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]  # every token that ends a turn, the declared ones first
     chat_template: str | None
-    tokenizer_json: str | None  # text of tokenizer.json; None for GGUF
+    tokenizer_json: str | None  # text of tokenizer.json; None for GGUF and tokenizer_files
     tokenizer_config: dict[str, Any] = field(default_factory=dict)  # tokenizer_config.json, or {}
     gguf_vocabulary: GgufVocabulary | None = None
+    tokenizer_files: TokenizerFiles | None = None  # where a folder has no tokenizer.json
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":
@@ -107,15 +110,26 @@ def _open_folder(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} has no .safetensors file, so there are no weights to load.")
     generation_config = _read_json_if_present(path / "generation_config.json")
     tokenizer_config = _read_json_if_present(path / "tokenizer_config.json")
+    chat_template = _chat_template(path, tokenizer_config)
+    tokenizer_json, files = None, None
+    if not (path / "tokenizer.json").exists():
+        files = read_tokenizer_files(path, config, generation_config, tokenizer_config)
+    if files is None:
+        tokenizer_json = _read_text(path / "tokenizer.json")
+    eos_token_ids = (
+        *_eos_token_ids(path, generation_config, config),
+        *stop_token_ids(generation_config, files, tokenizer_config, chat_template),
+    )
     return Checkpoint(
         path=path,
         format="safetensors",
         config=config,
         generation_config=generation_config,
-        eos_token_ids=_eos_token_ids(path, generation_config, config),
-        chat_template=_chat_template(path, tokenizer_config),
-        tokenizer_json=_tokenizer_json(path),
+        eos_token_ids=tuple(dict.fromkeys(eos_token_ids)),
+        chat_template=chat_template,
+        tokenizer_json=tokenizer_json,
         tokenizer_config=tokenizer_config,
+        tokenizer_files=files,
     )
 
 
@@ -196,13 +210,3 @@ def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
         f"{path / 'tokenizer_config.json'}: chat_template is neither a text nor a list of named "
         'texts with one called "default".'
     )
-
-
-def _tokenizer_json(path: Path) -> str:
-    file = path / "tokenizer.json"
-    if not file.exists() and (path / "vocab.json").exists():
-        raise CheckpointError(
-            f"{path} has vocab.json and merges.txt but no tokenizer.json, which is needed; "
-            "save it with AutoTokenizer.from_pretrained(...).save_pretrained(...)."
-        )
-    return _read_text(file)

@@ -3,7 +3,6 @@
 The one place where checkpoint, weights, KV cache, sampler and engine are put together.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -22,10 +21,9 @@ from engine.messages import EngineInfo
 from engine.model_runner import ModelRunner
 from engine.models.config import DecoderConfig
 from engine.sampler import Sampler
+from engine.vocabulary import num_valid_tokens
 
 logger = logging.getLogger(__name__)
-
-_UNUSED_TOKEN = 5  # GGUF token type
 
 
 def load_engine(config: EngineConfig) -> Engine:
@@ -63,7 +61,7 @@ def load_engine(config: EngineConfig) -> Engine:
         device=str(device),
         backend=backend.name,
     )
-    num_valid = num_valid_tokens(checkpoint)
+    num_valid = num_valid_tokens(checkpoint, decoder_config.vocab_size)
     _check_eos(checkpoint, decoder_config.vocab_size)
     sampler = Sampler(decoder_config.vocab_size, checkpoint.eos_token_ids, num_valid)
     logger.info(
@@ -150,25 +148,6 @@ def _warn_of_small_cache(num_tokens: int, max_model_len: int) -> None:
             "sequences end early; give more with --kv-cache-memory",
             extra={"fields": fields},
         )
-
-
-def num_valid_tokens(checkpoint: Checkpoint) -> int:
-    """Ids below this are tokens; the rows above only pad the embedding and are never sampled."""
-    vocab_size = int(checkpoint.config["vocab_size"])
-    if checkpoint.gguf_vocabulary is not None:
-        types = checkpoint.gguf_vocabulary.token_types
-        used = (i for i in range(len(types) - 1, -1, -1) if types[i] != _UNUSED_TOKEN)
-        return min(next(used) + 1, vocab_size)
-    if checkpoint.tokenizer_json is None:
-        return vocab_size
-    try:
-        tokenizer = json.loads(checkpoint.tokenizer_json)
-        vocab = tokenizer["model"]["vocab"]
-        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
-        added = (token["id"] for token in tokenizer.get("added_tokens", ()))
-        return min(max(max(ids), max(added, default=0)) + 1, vocab_size)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise CheckpointError(f"{checkpoint.path}: tokenizer.json is not valid: {exc!r}") from exc
 
 
 def _check_eos(checkpoint: Checkpoint, vocab_size: int) -> None:

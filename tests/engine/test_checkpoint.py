@@ -108,12 +108,6 @@ def test_broken_folders(folder: Path, name: str, content: str | None, problem: s
         Checkpoint.open(folder)
 
 
-def test_slow_tokenizer_files_are_refused(folder: Path) -> None:
-    (folder / "tokenizer.json").rename(folder / "vocab.json")
-    with pytest.raises(CheckpointError, match=r"vocab.json and merges.txt but no tokenizer.json"):
-        Checkpoint.open(folder)
-
-
 def test_paths_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no model at"):
         Checkpoint.open(tmp_path / "absent")
