@@ -76,24 +76,37 @@ async def drive(url: str, model: str, streams: int, num_tokens: int) -> tuple[fl
         return first, streams * num_tokens / (time.perf_counter() - started)
 
 
-def measure(model: str, streams: int, num_tokens: int, busy: int) -> Result:
-    """Start a server, measure, and stop it."""
+@contextmanager
+def serving(model: str, *options: str) -> Iterator[tuple[str, str]]:
+    """Serve `model` on a free port until the block ends: the URL with /v1, and the model's name.
+
+    Raises RuntimeError when it does not start.
+    """
     command = [str(Path(sys.executable).with_name("qwen-serve")), "serve", "--port", "0"]
-    started = time.perf_counter()
     with subprocess.Popen(
-        [*command, "--model", model], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*command, "--model", model, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
             if not line.startswith("ready: "):
                 raise RuntimeError("the server did not start")
-            ready = time.perf_counter()
             _, url, _, name, *_ = line.split()
-            with children(_BUSY, busy):
-                first, rate = asyncio.run(drive(url, name, streams, num_tokens))
+            yield url, name
         finally:
             server.terminate()
+
+
+def measure(model: str, streams: int, num_tokens: int, busy: int) -> Result:
+    """Start a server, measure, and stop it."""
+    started = time.perf_counter()
+    with serving(model) as (url, name):
+        ready = time.perf_counter()
+        with children(_BUSY, busy):
+            first, rate = asyncio.run(drive(url, name, streams, num_tokens))
     return Result(ready - started, first - started, rate)
 
 

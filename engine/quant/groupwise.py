@@ -38,7 +38,7 @@ class GroupwiseWeight:
 
     codes: torch.Tensor  # uint8: (out, in) for 8 bits; (out, in / 2) for 4, the low nibble first
     scales: torch.Tensor  # (out, groups) of floats
-    zeros: torch.Tensor  # (out, groups) uint8
+    zeros: torch.Tensor  # (out, groups) uint8, or of floats: zero points between codes
     bits: Bits
     group_size: int
     order: torch.Tensor | None = None  # (in,) int64; None = as they are

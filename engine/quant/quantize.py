@@ -1,7 +1,7 @@
 """Quantizes plain weights while they are loaded: --quantization int8 and int4.
 
-int8: one scale for each row, symmetric. int4: a scale and a zero point for each 32 columns, each
-group's range chosen among a few for the smallest squared error of its weights.
+int8: one scale for each row, symmetric. int4: a scale and a zero point, both float16, for each 32
+columns, fitted to the smallest squared error of the weights from a few first guesses.
 """
 
 from typing import Literal
@@ -14,7 +14,9 @@ from engine.quant.groupwise import GroupwiseWeight, pack_nibbles
 Target = Literal["int8", "int4"]
 
 INT4_GROUP_SIZE = 32
-_RANGES = (1.0, 0.95, 0.9, 0.85, 0.8)  # shares of a group's own range that are tried
+_RANGES = (1.0, 0.9, 0.8)  # shares of a group's own range, as first guesses
+_FITS = 3
+_SMALLEST_SCALE = 6e-8  # that float16 can hold
 _PIECE_ELEMENTS = 2**22  # quantized at once, to bound the memory that it takes
 
 
@@ -40,35 +42,50 @@ _Quantized = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def _int8(weight: torch.Tensor) -> _Quantized:
     floats = weight.float()
-    scales = _not_zero(floats.abs().amax(dim=1, keepdim=True) / 127).to(torch.float16).float()
+    scales = floats.abs().amax(dim=1, keepdim=True) / 127
+    scales = scales.clamp(min=_SMALLEST_SCALE).half().float()
     codes = (floats / scales).round().clamp(-127, 127) + 128
     return codes.to(torch.uint8), scales.half(), torch.full_like(scales, 128, dtype=torch.uint8)
 
 
 def _int4(weight: torch.Tensor) -> _Quantized:
     groups = weight.float().view(len(weight), -1, INT4_GROUP_SIZE)
-    low = groups.amin(dim=-1, keepdim=True).clamp(max=0)  # 0 has a code: it is exact
-    high = groups.amax(dim=-1, keepdim=True).clamp(min=0)
+    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
+    # Weights that are all but equal would need a zero point that float16 cannot hold.
+    smallest = (torch.maximum(-low, high) * 1e-3).clamp(min=_SMALLEST_SCALE)
     best_error = torch.full_like(low, float("inf"))
-    codes = torch.zeros_like(groups)
-    scales, zeros = torch.ones_like(low), torch.zeros_like(low)
+    best_codes = torch.zeros_like(groups)
+    best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
     for share in _RANGES:
-        scale = _not_zero((high - low) * (share / 15)).to(torch.float16).float()
-        zero = (-low * share / scale).round().clamp(0, 15)
-        code = ((groups / scale).round() + zero).clamp(0, 15)
-        error = ((code - zero) * scale - groups).square().sum(dim=-1, keepdim=True)
+        scale = torch.maximum((high - low) * (share / 15), smallest)
+        zero = 7.5 - (low + high) / (2 * scale)
+        for _ in range(_FITS):
+            scale, zero = _fit(groups, _codes(groups, scale, zero), scale, smallest)
+        scale, zero = scale.half().float(), zero.half().float()
+        codes = _codes(groups, scale, zero)
+        error = ((codes - zero) * scale - groups).square().sum(dim=-1, keepdim=True)
         is_better = error < best_error
         best_error = torch.where(is_better, error, best_error)
-        codes = torch.where(is_better, code, codes)
-        scales = torch.where(is_better, scale, scales)
-        zeros = torch.where(is_better, zero, zeros)
-    return (
-        pack_nibbles(codes.to(torch.uint8).flatten(1)),
-        scales.squeeze(-1).half(),
-        zeros.squeeze(-1).to(torch.uint8),
-    )
+        best_codes = torch.where(is_better, codes, best_codes)
+        best_scale = torch.where(is_better, scale, best_scale)
+        best_zero = torch.where(is_better, zero, best_zero)
+    packed = pack_nibbles(best_codes.to(torch.uint8).flatten(1))
+    return packed, best_scale.squeeze(-1).half(), best_zero.squeeze(-1).half()
 
 
-def _not_zero(scales: torch.Tensor) -> torch.Tensor:
-    """float16 cannot hold less than 6e-8; a row of zeros needs some scale."""
-    return scales.clamp(min=6e-8)
+def _codes(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    return (groups / scale + zero).round().clamp(0, 15)
+
+
+def _fit(
+    groups: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, smallest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale and zero point with the smallest squared error for these codes: the regression
+    line of the weights over the codes. The scale stays where that line is too flat.
+    """
+    centred = codes - codes.mean(dim=-1, keepdim=True)
+    mean = groups.mean(dim=-1, keepdim=True)
+    variance = centred.square().sum(dim=-1, keepdim=True)
+    slope = (centred * (groups - mean)).sum(dim=-1, keepdim=True) / variance.clamp(min=1e-12)
+    fitted = torch.where(slope > smallest, slope, scale)
+    return fitted, codes.mean(dim=-1, keepdim=True) - mean / fitted

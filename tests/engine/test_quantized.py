@@ -15,7 +15,7 @@ from engine.errors import CheckpointError, ConfigError
 from engine.layers.mlp import MLP
 from engine.models.decoder import Decoder
 from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
-from engine.quant.quantize import Target
+from engine.quant.quantize import Target, quantize
 from engine.weights import load_decoder
 from tests.engine import quantized_models, tiny_models
 from tests.engine.forwarding import Forwarder
@@ -184,6 +184,20 @@ def test_quantizing_on_load(tmp_path: Path, target: Target, kind: type, step: fl
     reach = groups.abs().amax(-1) if target == "int8" else groups.amax(-1) - groups.amin(-1)
     rms = error.square().mean(-1).sqrt()
     assert (rms <= reach * step * 0.5).all()  # half a step at most, but for clipped outliers
+
+
+@pytest.mark.parametrize("target", ["int8", "int4"])
+def test_quantizing_odd_rows(target: Target) -> None:
+    spike = torch.zeros(64)
+    spike[7] = 3.0
+    ramp = torch.linspace(-1, 1, 64)
+    weight = torch.stack(
+        [0 * ramp, 0 * ramp + 0.1, 0 * ramp - 5, 0.1 + ramp * 1e-6, spike, ramp, ramp * 1e-6]
+    )
+    error = (quantize(weight, target).dequantize() - weight).abs()
+    reach = weight.abs().amax(dim=1, keepdim=True)
+    assert (error <= reach / 25 + 1e-7).all()
+    assert (error[1:4] <= reach[1:4] / 250).all()
 
 
 def test_quantizing_on_load_refuses(tmp_path: Path) -> None:
