@@ -32,10 +32,13 @@ class ChatTemplate:
     """One compiled chat template with its tokenizer; render() and encode() are thread-safe.
 
     Attributes:
-        variables: names that the template reads and does not set.
+        variables: names that the template reads and may not have set itself.
         thinking_markers: None for a model that cannot think.
         writes_thinking: the template itself has the markers.
+        strips_answer: an answer is its text as it is.
     """
+
+    strips_answer = False
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         """Raises TemplateError on a syntax error."""

@@ -28,7 +28,7 @@ _SMALLEST_TOP_P = 1e-6
 _NUM_SEEDS = 2**64
 _TEMPLATE_ARGUMENTS = frozenset(
     {
-        *("self", "messages", "tools", "documents", "add_generation_prompt"),
+        *("self", "messages", "tools", "add_generation_prompt"),
         *("continue_final_message", "bos_token", "eos_token"),
     }
 )
