@@ -44,7 +44,7 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 def variables_of(source: str) -> frozenset[str]:
-    """Names that a template reads and may not have set. Raises jinja2.TemplateError on bad syntax."""
+    """Names that a template reads and may not have set. Raises jinja2.TemplateError (syntax)."""
     return frozenset(meta.find_undeclared_variables(_new_environment().parse(source)))
 
 
