@@ -1,13 +1,14 @@
 """ChatRequest field by field, and the JSON of replies and chunks read by OpenAI's own models."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from openai.types.chat import ChatCompletion as OpenAIChatCompletion
 from openai.types.chat import ChatCompletionChunk as OpenAIChatChunk
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+from openai.types.shared.reasoning_effort import ReasoningEffort as OpenAIReasoningEffort
 
 from protocol.chat import (
     ChatChoice,
@@ -17,6 +18,7 @@ from protocol.chat import (
     ChatRequest,
     ChunkChoice,
     ChunkDelta,
+    ReasoningEffort,
     ReplyMessage,
     TokenLogprob,
     TopLogprob,
@@ -53,6 +55,7 @@ def test_every_parameter_of_openai_is_known() -> None:
         {"max_tokens": 5, "max_completion_tokens": 5}, {"store": False},
         {"service_tier": "auto"}, {"service_tier": "default"},
         {"response_format": {"type": "text"}}, {"modalities": ["text"]},
+        {"reasoning_effort": "none"}, {"reasoning_effort": "max"}, {"reasoning_effort": None},
         {"tools": []}, {"tool_choice": "none"}, {"function_call": "none"},
         {"metadata": {"a": "b"}}, {"metadata": {"k" * 64: "v" * 512}}, {"user": "u"},
         {"safety_identifier": "s"}, {"prompt_cache_key": "k"},
@@ -137,6 +140,8 @@ def test_every_optional_parameter_may_be_null() -> None:
         ({"moderation": {}}, "unsupported_parameter", "moderation"),
         ({"prediction": {"type": "content"}}, "unsupported_parameter", "prediction"),
         ({"prompt_cache_options": {}}, "unsupported_parameter", "prompt_cache_options"),
+        ({"reasoning_effort": "huge"}, "invalid_value", "reasoning_effort"),
+        ({"reasoning_effort": 1}, "invalid_type", "reasoning_effort"),
         ({"verbosity": "low"}, "unsupported_parameter", "verbosity"),
         ({"web_search_options": {}}, "unsupported_parameter", "web_search_options"),
     ],
@@ -160,6 +165,14 @@ def test_refused(fields: dict[str, Any], code: str, param: str) -> None:
         ({"role": "user", "content": "a", "name": "<|im_start|>"}, "invalid_value",
          "messages[0].name"),
         ({"role": "user", "content": "a", "x": 1}, "unknown_parameter", "messages[0].x"),
+        ({"role": "user", "content": "a", "reasoning_content": "b"}, "invalid_value",
+         "messages[0].reasoning_content"),
+        ({"role": "system", "content": "a", "reasoning": ""}, "invalid_value",
+         "messages[0].reasoning"),
+        ({"role": "assistant", "content": "a", "reasoning_content": "b", "reasoning": "c"},
+         "invalid_parameter_combination", "messages[0].reasoning"),
+        ({"role": "assistant", "content": "a", "reasoning_content": 1}, "invalid_type",
+         "messages[0].reasoning_content"),
         ({"role": "assistant", "tool_calls": [{}]}, "unsupported_parameter",
          "messages[0].tool_calls"),
         ({"role": "assistant", "function_call": {}}, "unsupported_parameter",
@@ -254,3 +267,31 @@ def test_chunk_deltas(delta: ChunkDelta, expected: dict[str, Any]) -> None:
         "system_fingerprint": "f",
         "choices": [{"index": 0, "delta": expected, "logprobs": None, "finish_reason": None}],
     }
+
+
+def test_efforts_are_openais() -> None:
+    (literal,) = (one for one in get_args(OpenAIReasoningEffort) if one is not type(None))
+    assert set(get_args(ReasoningEffort)) == set(get_args(literal))
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [
+        ({"reasoning_content": "b"}, "b"),
+        ({"reasoning": "b"}, "b"),
+        ({"reasoning": "b", "reasoning_content": "b"}, "b"),
+        ({"reasoning": None, "reasoning_content": ""}, ""),
+        ({}, None),
+    ],
+)
+def test_earlier_thinking(fields: dict[str, Any], thinking: str | None) -> None:
+    request = read(messages=[USER, {"role": "assistant", "content": "a", **fields}])
+    assert request.messages[1].thinking == thinking
+
+
+def test_thinking_is_in_the_reply_only_if_there_was_some() -> None:
+    plain = {"role": "assistant", "content": "a", "refusal": None}
+    assert json.loads(msgspec.json.encode(ReplyMessage(content="a"))) == plain
+    thought = msgspec.json.encode(ReplyMessage(content="a", reasoning_content="b"))
+    assert json.loads(thought) == plain | {"reasoning_content": "b"}
+    assert msgspec.json.encode(ChunkDelta(reasoning_content="b")) == b'{"reasoning_content":"b"}'

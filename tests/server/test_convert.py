@@ -144,7 +144,7 @@ def test_template_arguments() -> None:
     messages = [{"role": "developer", "content": "d"}, {"role": "assistant", "content": "so"}]
     continued = chat(messages=messages, continue_final_message=True)[0]
     assert continued.prompt_token_ids == ids_of("system:d<|end|>assistant:so")
-    for name in ("messages", "tools", "add_generation_prompt", "self"):
+    for name in ("messages", "tools", "add_generation_prompt", "self", "bos_token", "eos_token"):
         refused = error(chat, chat_template_kwargs={name: 1})
         assert (refused.code, refused.param) == ("invalid_value", "chat_template_kwargs")
 
