@@ -46,7 +46,7 @@ def forward(
         layer = f"transformer.h.{i}"
         y = rms_norm(x, weights[f"{layer}.ln_1.weight"], eps)
         qkv = y @ weights[f"{layer}.attn.c_attn.weight"].T + weights[f"{layer}.attn.c_attn.bias"]
-        q, k, v = (heads(part, num_heads) for part in torch.split(qkv, config["hidden_size"], dim=-1))
+        q, k, v = (heads(part, num_heads) for part in qkv.chunk(3, dim=-1))
         q, k = turn(q), turn(k)
         if config["use_logn_attn"]:
             q = q * logn(length, seq_length)[None, :, None]
