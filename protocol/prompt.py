@@ -114,7 +114,8 @@ class ChatTemplate:
             shield = self._control_text.shield(inputs, self._source)
         except ValueError as error:
             raise TemplateError(str(error)) from error
-        variables = {**self._variables, **shield.protect(inputs)}
+        protected = {name: shield.protect(value) for name, value in inputs.items()}
+        variables = {**self._variables, **protected}
         if not continue_final_message:
             return self._run(variables, shield), shield
         if add_generation_prompt:

@@ -24,12 +24,15 @@ class TextOptions:
     include_stop: bool = False
     skip_special_tokens: bool = True
     thinking: tuple[ThinkingMarkers, ThinkingStart] | None = None  # None: all text is content
+    strips_start: bool = False  # leave out the white space in front
 
     @classmethod
     def of(
         cls,
         request: SamplingFields,
         thinking: tuple[ThinkingMarkers, ThinkingStart] | None = None,
+        *,
+        strips_start: bool = False,
     ) -> "TextOptions":
         """Read a request's options; special tokens are left out unless it says otherwise."""
         return cls(
@@ -37,6 +40,7 @@ class TextOptions:
             bool(request.include_stop_str_in_output),
             request.skip_special_tokens is not False,
             thinking,
+            strips_start,
         )
 
 
@@ -53,7 +57,11 @@ class OutputText:
         self._tokenizer = tokenizer
         self._min_tokens = min_tokens
         self._num_tokens = 0
-        self._detokenizer = Detokenizer(tokenizer, skip_special=options.skip_special_tokens)
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            skip_special=options.skip_special_tokens,
+            strips_start=options.strips_start,
+        )
         self._parser = ReasoningParser(*options.thinking) if options.thinking else None
         self._marker_ids = options.thinking[0].special_ids if options.thinking else frozenset()
         self._matcher = StopMatcher(options.stops, include_stop=options.include_stop)

@@ -9,14 +9,24 @@ from dataclasses import dataclass
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError
 from engine.messages import EngineInfo
+from engine.tokenizer_files import MergesFiles, SentencePieceFile, TiktokenFiles
+from protocol import merges_files
+from protocol.baichuan_format import BaichuanFormat
+from protocol.chatglm_format import ChatGLM2Format, ChatGLM3Format
 from protocol.library_tokenizer import LibraryTokenizer
 from protocol.prompt import ChatTemplate, TemplateError
+from protocol.prompt_format import PromptFormat
+from protocol.qwen_format import QwenFormat
+from protocol.sentencepiece_tokenizer import SentencePieceTokenizer
+from protocol.tiktoken_tokenizer import TiktokenTokenizer
 from protocol.tokenizer import Tokenizer
 from server.state import ServedModel
 
 # Those of generation_config.json that server/convert.py takes a default from.
 _SAMPLING_KEYS = (*("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),)
 
+_QWEN_WINDOW = 6144  # max_window_size of Qwen's first chat models
+_BAICHUAN_ANSWER = 2048  # max_new_tokens of Baichuan2-Chat
 
 # A tokenizer.json of another shape than its readers expect shows as any of these.
 _BROKEN_TEXT = (
@@ -34,15 +44,14 @@ class ModelText:
     """The half of a model that works on text."""
 
     tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
+    chat_template: PromptFormat | None  # None: a base model
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "ModelText":
         """Raises CheckpointError when the tokenizer or the chat template cannot be used."""
         try:
             tokenizer = tokenizer_of(checkpoint)
-            source = checkpoint.chat_template
-            return cls(tokenizer, ChatTemplate(source, tokenizer) if source else None)
+            return cls(tokenizer, prompt_format_of(checkpoint, tokenizer))
         except _BROKEN_TEXT as exc:
             raise CheckpointError(
                 f"The tokenizer of {checkpoint.path} is not usable: {exc}."
@@ -63,9 +72,45 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
             eos_token_id=vocabulary.eos_token_id,
             add_bos_token=vocabulary.add_bos_token,
         )
+    config = checkpoint.tokenizer_config
+    match checkpoint.tokenizer_files:
+        case TiktokenFiles(ranks=ranks, extra_ranks=extra, special_tokens=special):
+            return TiktokenTokenizer.from_files(
+                ranks, special, extra_ranks=extra, eos_token="<|endoftext|>"
+            )
+        case MergesFiles(vocab=vocab, merges=merges, added_tokens=added):
+            spec = merges_files.tokenizer_json(vocab, merges, config, added)
+            return LibraryTokenizer.from_json(spec, config)
+        case SentencePieceFile(model=model, appended=appended, control_ids=control_ids):
+            return SentencePieceTokenizer(model, appended=appended, control_ids=control_ids)
     if checkpoint.tokenizer_json is None:
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json")
-    return LibraryTokenizer.from_json(checkpoint.tokenizer_json, checkpoint.tokenizer_config)
+    return LibraryTokenizer.from_json(checkpoint.tokenizer_json, config)
+
+
+def prompt_format_of(checkpoint: Checkpoint, tokenizer: Tokenizer) -> PromptFormat | None:
+    """The checkpoint's own template, else its family's format; None for a base model.
+
+    Raises TemplateError, KeyError and the like where the files do not fit together.
+    """
+    if checkpoint.chat_template:
+        return ChatTemplate(checkpoint.chat_template, tokenizer)
+    generation = checkpoint.generation_config
+    model_type = checkpoint.config.get("model_type")
+    if model_type == "qwen" and generation.get("chat_format") == "chatml":
+        return QwenFormat(tokenizer, int(generation.get("max_window_size", _QWEN_WINDOW)))
+    if model_type == "baichuan" and "user_token_id" in generation:
+        return BaichuanFormat(
+            tokenizer,
+            user_id=generation["user_token_id"],
+            assistant_id=generation["assistant_token_id"],
+            max_prompt_tokens=int(checkpoint.config["model_max_length"])
+            - int(generation.get("max_new_tokens", _BAICHUAN_ANSWER)),
+        )
+    if model_type == "chatglm":
+        is_third = "<|user|>" in tokenizer.special_tokens
+        return (ChatGLM3Format if is_third else ChatGLM2Format)(tokenizer)
+    return None
 
 
 def served_model(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.client import EngineClient
-from protocol.prompt import ChatTemplate
+from protocol.prompt_format import PromptFormat
 from protocol.tokenizer import Tokenizer
 from server.config import ServerConfig
 from server.metrics import Metrics
@@ -20,7 +20,7 @@ class ServedModel:
     names: tuple[str, ...]  # the first is the canonical one
     created: int  # unix seconds
     tokenizer: Tokenizer
-    chat_template: ChatTemplate | None  # None: a base model; chat is refused
+    chat_template: PromptFormat | None  # None: a base model; chat is refused
     eos_token_ids: tuple[int, ...]
     sampling_defaults: Mapping[str, Any]  # of generation_config: temperature, top_p, top_k, ...
     max_model_len: int

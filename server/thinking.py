@@ -10,7 +10,7 @@ from typing import Any
 from engine.messages import EngineRequest
 from protocol.chat import ReasoningEffort
 from protocol.errors import InvalidRequest
-from protocol.prompt import ChatTemplate
+from protocol.prompt_format import PromptFormat
 from protocol.reasoning import ThinkingMarkers, ThinkingStart, thinking_start
 from server.state import ServedModel
 
@@ -30,7 +30,7 @@ def thinking_of(
 
 
 def thinking_kwargs(
-    effort: ReasoningEffort | None, kwargs: Mapping[str, Any], template: ChatTemplate | None
+    effort: ReasoningEffort | None, kwargs: Mapping[str, Any], template: PromptFormat | None
 ) -> Mapping[str, Any]:
     """`kwargs` for the template, with what the effort adds to them.
 
@@ -61,7 +61,7 @@ def thinking_kwargs(
     return {**kwargs, **added}
 
 
-def _check_fixed(is_wished: bool, template: ChatTemplate, param: str, reason: str) -> None:
+def _check_fixed(is_wished: bool, template: PromptFormat, param: str, reason: str) -> None:
     """Raises InvalidRequest if a model without a switch cannot do as wished."""
     if is_wished == template.writes_thinking:
         return

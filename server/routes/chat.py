@@ -7,7 +7,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
 
-from engine.messages import TokenLogprobs
+from engine.messages import EngineRequest, TokenLogprobs
 from protocol.chat import (
     ChatChoice,
     ChatChunk,
@@ -53,7 +53,7 @@ async def create_chat_completion(request: Request) -> Response:
         state.engine,
         requests,
         state.model.tokenizer,
-        TextOptions.of(body, thinking_of(requests[0], state.model)),
+        text_options(body, requests[0], state.model),
         state.metrics.request_started(PATH),
         candidates_per_prompt=body.num_choices,
     )
@@ -63,6 +63,18 @@ async def create_chat_completion(request: Request) -> Response:
         ChatWriter(body, state.model, reply_id),
         stream=bool(body.stream),
         headers=ignored_header(ignored),
+    )
+
+
+def text_options(body: ChatRequest, request: EngineRequest, model: ServedModel) -> TextOptions:
+    """How the answer's tokens become text."""
+    template = model.chat_template
+    return TextOptions.of(
+        body,
+        thinking_of(request, model),
+        strips_start=template is not None
+        and template.strips_answer
+        and not body.continue_final_message,
     )
 
 

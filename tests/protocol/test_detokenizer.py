@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.detokenizer import Detokenizer
+from protocol.library_tokenizer import LibraryTokenizer
 from protocol.tokenizer import Tokenizer
 from tests.protocol import vocabularies
 from tests.protocol.vocabularies import TEXTS
@@ -91,3 +92,20 @@ def test_special_tokens_are_left_out_or_kept() -> None:
     ids = SMALL.encode("hi<|end|></s>!", parse_special=True)
     assert feed_all(Detokenizer(SMALL), [ids]) == "hi!"
     assert feed_all(Detokenizer(SMALL, skip_special=False), [ids]) == "hi<|end|></s>!"
+
+
+@given(st.text(alphabet="\n \t\u3000ab", max_size=8))
+def test_white_space_in_front_is_left_out(text: str) -> None:
+    ids = byte_ids(text.encode())
+    for end in range(len(ids) + 1):
+        detokenizer = Detokenizer(SMALL, strips_start=True)
+        assert feed_all(detokenizer, [ids[:end], ids[end:]]) == text.lstrip()
+
+
+def test_only_a_tokenizer_that_adds_a_space_drops_it() -> None:
+    ids = SMALL.encode(" a", parse_special=False)
+    assert Detokenizer(SMALL, starts_text=True).feed(ids) == " a"
+    llama = LibraryTokenizer.from_json(vocabularies.llama2_like().to_str())
+    ids = llama.encode("ab a", parse_special=False)
+    assert Detokenizer(llama).feed(ids) == " ab a"
+    assert Detokenizer(llama, starts_text=True).feed(ids) == "ab a"
