@@ -5,7 +5,7 @@ sockets, clients or text; engine/process.py feeds it.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as ListLike
 from typing import Protocol
 
@@ -34,6 +34,10 @@ class Runner(Protocol):
         """Compute all chunks in one forward pass; one result for each, in order."""
         ...
 
+    def rope_theta(self, num_prompt_tokens: int) -> float:
+        """The base of the rotary embedding of a sequence with such a prompt."""
+        ...
+
 
 class Engine:
     """Continuous batching over one model. Every added request ends in exactly one Finished."""
@@ -47,13 +51,10 @@ class Engine:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
-        rope_theta: Callable[[int], float] = lambda num_prompt_tokens: 0.0,
     ) -> None:
-        """`rope_theta` gives the base of a sequence's rotary embedding by its prompt's length."""
         self.runner = runner
         self.info = info
         self.eos_token_ids = frozenset(eos_token_ids)
-        self._rope_theta = rope_theta
         self.scheduler = Scheduler(
             BlockManager(info.num_blocks, info.block_size, enable_prefix_caching),
             max_num_seqs,
@@ -84,7 +85,7 @@ class Engine:
             raise RequestRejected(
                 Fault("invalid_request", f"A token id is not in the vocabulary of {vocab_size}.")
             )
-        theta = self._rope_theta(len(request.prompt_token_ids))
+        theta = self.runner.rope_theta(len(request.prompt_token_ids))
         sequence = Sequence(request, self._num_arrivals, theta)
         self.scheduler.add(sequence)
         self._num_arrivals += 1

@@ -75,7 +75,6 @@ def load_engine(config: EngineConfig) -> Engine:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=token_budget,
         enable_prefix_caching=config.enable_prefix_caching,
-        rope_theta=decoder_config.rope_theta,
     )
 
 

@@ -33,6 +33,10 @@ class ModelRunner:
     device: torch.device
     num_valid_tokens: int  # ids from here on only pad the vocabulary
 
+    def rope_theta(self, num_prompt_tokens: int) -> float:
+        """The base of the rotary embedding of a sequence with such a prompt."""
+        return self.decoder.config.rope_theta(num_prompt_tokens)
+
     @torch.inference_mode()
     def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
         """Compute all chunks in one forward pass; one result for each, in order."""

@@ -122,6 +122,35 @@ def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
     return blocks[:, 2:].view(torch.int8).float() * _half(blocks, 0)
 
 
+def _crumbs(packed: torch.Tensor) -> torch.Tensor:
+    """Two bits of each of 32 bytes, then the next two, ...: (n, 32 * m) -> (n, m, 4, 32) uint8."""
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device).unsqueeze(-1)
+    return (packed.reshape(len(packed), -1, 1, 32) >> shifts) & 3
+
+
+def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
+    scale = (blocks[:, :16] & 15).float() * _half(blocks, 80)
+    minimum = (blocks[:, :16] >> 4).float() * _half(blocks, 82)
+    values = _crumbs(blocks[:, 16:80]).view(-1, 16, 16).float()
+    return (values * scale.unsqueeze(-1) - minimum.unsqueeze(-1)).flatten(1)
+
+
+def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
+    """A set bit in the first 32 bytes means that 4 is not subtracted. The 16 scales have their low
+    four bits in 8 bytes and the high two in 4, so that byte 8 + i % 4 holds those of scale i.
+    """
+    device = blocks.device
+    bits = torch.arange(8, dtype=torch.uint8, device=device).unsqueeze(-1)
+    high = ((blocks[:, :32].unsqueeze(1) >> bits) & 1).view(-1, 2, 4, 32)
+    values = _signed(_crumbs(blocks[:, 32:96]) | (high << 2), 4).view(-1, 16, 16)
+    low_scales = _nibbles(blocks[:, 96:104])
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=device).unsqueeze(-1)
+    high_scales = ((blocks[:, 104:108].unsqueeze(1) >> shifts) & 3).flatten(1)
+    scale = _signed(low_scales | (high_scales << 4), 32) * _half(blocks, 108)
+    elements: torch.Tensor = values * scale.unsqueeze(-1)
+    return elements.flatten(1)
+
+
 def _k_scales(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and minimum of the 8 groups of a Q4_K or Q5_K block: (n, 8, 1) float32 each.
 
@@ -170,6 +199,8 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,

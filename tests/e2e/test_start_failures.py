@@ -261,7 +261,7 @@ def file_of(name: str, content: object) -> Callable[[Path], None]:
     return damage
 
 
-GPTQ = {"quant_method": "gptq", "bits": 4}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
         (edit_tensors(without_norm), "lacks the tensor 'model.norm.weight'"),
         (edit_tensors(with_a_short_norm), "'model.norm.weight' has the shape (31,)"),
         (edit_config(model_type="gpt2"), "type 'gpt2' are not supported; supported types are:"),
-        (edit_config(quantization_config=GPTQ), "quantised by 'gptq' (quantization_config)"),
+        (edit_config(quantization_config=FP8), "quantised by 'fp8' (quantization_config)"),
         (
             file_of("generation_config.json", {"eos_token_id": 999}),
             "eos_token_id 999 is outside",

@@ -163,8 +163,8 @@ def test_gguf_types_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="lacks the tensor"):
         load(path)
     writer = gguf.GGUFWriter(tmp_path / "q.gguf", "llama")
-    blocks = np.zeros((1, 84), dtype=np.uint8)
-    writer.add_tensor("token_embd.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q2_K)
+    blocks = np.zeros((1, 54), dtype=np.uint8)
+    writer.add_tensor("token_embd.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.TQ1_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -179,7 +179,7 @@ def test_gguf_types_that_cannot_be_read(tmp_path: Path) -> None:
         chat_template=None,
         tokenizer_json=None,
     )
-    with pytest.raises(CheckpointError, match=r"'token_embd\.weight' is of type Q2_K"):
+    with pytest.raises(CheckpointError, match=r"'token_embd\.weight' is of type TQ1_0"):
         load_decoder(checkpoint, torch.float32, CPU, ReferenceBackend())
 
 

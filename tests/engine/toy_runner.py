@@ -44,6 +44,9 @@ class ToyRunner:
         table = chunk.sequence.block_table
         return table[position // self.block_size] * self.block_size + position % self.block_size
 
+    def rope_theta(self, num_prompt_tokens: int) -> float:
+        return 0.0
+
     def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
         written: set[int] = set()
         for chunk in chunks:
