@@ -22,6 +22,7 @@ _QWEN_SPECIAL = (
 # tokenization_chatglm.py: the ids behind those of the pieces
 _CHATGLM2_SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 _CHATGLM3_SPECIAL = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+_CHATGLM_PREFIX = ("[gMASK]", "sop")
 _QWEN2_TYPES = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 _ROLE_IDS = ("user_token_id", "assistant_token_id")  # of Baichuan2's generation_config.json
 
@@ -52,6 +53,7 @@ class SentencePieceFile:
     num_pieces: int
     appended: tuple[str, ...]  # special tokens with the ids behind those of the pieces
     control_ids: tuple[int, ...]  # pieces that mark roles
+    prefix: tuple[str, ...]  # special tokens that every prompt begins with
 
     @property
     def num_tokens(self) -> int:
@@ -160,4 +162,5 @@ def _sentencepiece_file(
         num_pieces=count_pieces(model),
         appended=appended,
         control_ids=control_ids,
+        prefix=_CHATGLM_PREFIX if appended else (),
     )

@@ -50,7 +50,9 @@ class LibraryTokenizer:
         self.special_tokens: Mapping[str, int] = MappingProxyType(dict(special_tokens))
         self.bos_token = bos_token
         self.eos_token = eos_token
-        self.add_bos_token = add_bos_token
+        self.prompt_prefix: tuple[int, ...] = ()
+        if add_bos_token and bos_token is not None:
+            self.prompt_prefix = (special_tokens[bos_token],)
         self._backend = backend
         self._table = TokenTable(token_bytes, special_tokens.values())
         self.vocab_size = len(self._table)

@@ -16,22 +16,22 @@ from protocol.token_text import sentencepiece_bytes
 
 
 class SentencePieceTokenizer:
-    """Implements protocol.tokenizer.Tokenizer.
-
-    Attributes:
-        adds_space: a text's first token begins with a space that is not in the text.
-    """
-
-    add_bos_token = False  # neither family begins plain prompts with it
+    """Implements protocol.tokenizer.Tokenizer."""
 
     def __init__(
-        self, model: bytes, *, appended: Sequence[str] = (), control_ids: Collection[int] = ()
+        self,
+        model: bytes,
+        *,
+        appended: Sequence[str] = (),
+        control_ids: Collection[int] = (),
+        prefix: Sequence[str] = (),
     ) -> None:
         """Build from the contents of a tokenizer.model file.
 
         Args:
             appended: special tokens whose ids follow those of the pieces.
             control_ids: pieces that are special although the file calls them ordinary.
+            prefix: special tokens that plain prompts begin with.
 
         Raises:
             ValueError: not a SentencePiece model, or it has no such piece.
@@ -50,6 +50,7 @@ class SentencePieceTokenizer:
         special = {pieces[i]: i for i in kept}
         special |= {token: num_pieces + i for i, token in enumerate(appended)}
         self.special_tokens: Mapping[str, int] = MappingProxyType(special)
+        self.prompt_prefix = tuple(special[token] for token in prefix)
         bos_id, eos_id = self._processor.bos_id(), self._processor.eos_id()
         self.bos_token = pieces[bos_id] if bos_id >= 0 else None
         self.eos_token = pieces[eos_id] if eos_id >= 0 else None

@@ -28,7 +28,7 @@ class TiktokenTokenizer:
     """Implements protocol.tokenizer.Tokenizer. The models have no bos token."""
 
     bos_token: str | None = None
-    add_bos_token = False
+    prompt_prefix: tuple[int, ...] = ()
     adds_space = False
 
     def __init__(

@@ -28,8 +28,8 @@ class Tokenizer(Protocol):
         """Text, or None where the model has none."""
 
     @property
-    def add_bos_token(self) -> bool:
-        """Plain (not chat) prompts start with bos_token; encode() never adds it."""
+    def prompt_prefix(self) -> tuple[int, ...]:
+        """What plain (not chat) prompts begin with, such as bos; encode() never adds it."""
 
     @property
     def adds_space(self) -> bool:

@@ -150,8 +150,8 @@ def encode_prompt(
         _check_token_ids(prompt, model, "prompt")
         return prompt
     prompt_ids = tokenizer.encode(prompt, parse_special=True)
-    if add_special_tokens and tokenizer.add_bos_token and tokenizer.bos_token is not None:
-        prompt_ids = [tokenizer.special_tokens[tokenizer.bos_token], *prompt_ids]
+    if add_special_tokens:
+        prompt_ids = [*tokenizer.prompt_prefix, *prompt_ids]
     if not prompt_ids:
         raise InvalidRequest(
             "Invalid 'prompt': empty string. This model needs at least one token to start from.",

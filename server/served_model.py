@@ -81,8 +81,10 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
         case MergesFiles(vocab=vocab, merges=merges, added_tokens=added):
             spec = merges_files.tokenizer_json(vocab, merges, config, added)
             return LibraryTokenizer.from_json(spec, config)
-        case SentencePieceFile(model=model, appended=appended, control_ids=control_ids):
-            return SentencePieceTokenizer(model, appended=appended, control_ids=control_ids)
+        case SentencePieceFile(model=model) as file:
+            return SentencePieceTokenizer(
+                model, appended=file.appended, control_ids=file.control_ids, prefix=file.prefix
+            )
     if checkpoint.tokenizer_json is None:
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json")
     return LibraryTokenizer.from_json(checkpoint.tokenizer_json, config)

@@ -105,7 +105,9 @@ class ChatWriter:
             thought = ChunkDelta(reasoning_content=delta.reasoning)
             yield ChunkChoice(index, thought, None if delta.text else logprobs, None)
         if delta.text or (delta.logprobs and not delta.reasoning):
-            yield ChunkChoice(index, ChunkDelta(content=delta.text), logprobs, None)
+            # tokens without a text of their own, as markers: content "" would end the thinking
+            content = ChunkDelta(content=delta.text) if delta.text else ChunkDelta()
+            yield ChunkChoice(index, content, logprobs, None)
         if delta.finish_reason is not None:
             yield ChunkChoice(index, ChunkDelta(), None, delta.finish_reason)
 

@@ -111,14 +111,14 @@ class CompletionWriter:
         prompt_ids: Sequence[int],
         prompt_logprobs: Sequence[TokenLogprobs | None] | None,
     ) -> CompletionChoice:
-        """The prompt as the model saw it, control tokens included, but not a bos token of ours."""
-        detokenizer = Detokenizer(self._tokenizer, skip_special=False)
+        """The prompt as the model saw it, control tokens included, but not a prefix of ours."""
+        detokenizer = Detokenizer(self._tokenizer, skip_special=False, starts_text=True)
         text, offsets = "", []
-        bos_id = self._tokenizer.special_tokens.get(self._tokenizer.bos_token or "")
+        prefix = self._tokenizer.prompt_prefix
+        num_ours = len(prefix) if tuple(prompt_ids[: len(prefix)]) == prefix else 0
         for position, token_id in enumerate(prompt_ids):
             offsets.append(len(text))
-            is_ours = position == 0 and token_id == bos_id and self._tokenizer.add_bos_token
-            text += "" if is_ours else detokenizer.feed((token_id,))
+            text += "" if position < num_ours else detokenizer.feed((token_id,))
         text += detokenizer.flush()
         self._num_echoed_characters[index] = len(text)
         if self._num_top is None or prompt_logprobs is None:

@@ -86,7 +86,7 @@ class TestQwen:
         assert tokenizer.special_tokens["<|im_end|>"] == 151645
         assert "<tool_call>" not in tokenizer.special_tokens
         assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
-        assert tokenizer.add_bos_token is False
+        assert tokenizer.prompt_prefix == ()
 
 
 @pytest.mark.real_model
@@ -177,9 +177,10 @@ def test_bos_rule_of_a_tokenizer_json() -> None:
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     }
     with_bos = vocabularies.changed(vocabularies.llama2_like(), post_processor=template)
-    assert LibraryTokenizer.from_json(with_bos).add_bos_token is True
-    assert LibraryTokenizer.from_json(with_bos, {"add_bos_token": False}).add_bos_token is False
-    assert vocabularies.small_tokenizer().add_bos_token is False
+    bos = {"bos_token": "<s>"}
+    assert LibraryTokenizer.from_json(with_bos, bos).prompt_prefix == (1,)
+    assert LibraryTokenizer.from_json(with_bos, bos | {"add_bos_token": False}).prompt_prefix == ()
+    assert vocabularies.small_tokenizer().prompt_prefix == ()
     assert LibraryTokenizer.from_json(with_bos).encode("ab", parse_special=True)[0] != 1
 
 

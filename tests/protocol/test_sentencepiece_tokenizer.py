@@ -111,10 +111,10 @@ def test_special_tokens() -> None:
     assert tokenizer.token_bytes(num_pieces + 1) == b"[gMASK]"
     assert all(map(tokenizer.is_special, (0, 1, 2, USER, ASSISTANT, num_pieces)))
     assert not tokenizer.is_special(3)
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.add_bos_token) == (
-        *("<s>", "</s>"),
-        False,
-    )
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    assert tokenizer.prompt_prefix == ()
+    prefixed = SentencePieceTokenizer(model(), appended=CHATGLM, prefix=("[gMASK]", "sop"))
+    assert prefixed.prompt_prefix == (num_pieces + 1, num_pieces + 3)
 
 
 @given(

@@ -136,7 +136,7 @@ def test_describes_itself() -> None:
     assert tokenizer.token_bytes(151_851) == tokenizer.token_bytes(-1) == b""
     assert tokenizer.is_special(151_643) and not tokenizer.is_special(151_642)
     assert (tokenizer.bos_token, tokenizer.eos_token) == (None, "<|endoftext|>")
-    assert tokenizer.add_bos_token is False
+    assert tokenizer.prompt_prefix == ()
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -188,8 +188,8 @@ async def test_the_reply_is_the_fold_of_the_stream(
         for field in ("content", "reasoning_content"):
             joined = "".join(chunk["delta"].get(field, "") for chunk in chunks)
             assert joined == expected["message"].get(field, "")
-        kinds = ["reasoning_content" in chunk["delta"] for chunk in chunks[1:-1]]
-        assert kinds == sorted(kinds, reverse=True) or logprobs
+        kinds = [kind for chunk in chunks[1:-1] for kind in chunk["delta"]]
+        assert kinds == sorted(kinds, reverse=True)  # "reasoning_content", then "content"
         tokens = [one for c in chunks if c["logprobs"] for one in c["logprobs"]["content"]]
         assert tokens == (expected["logprobs"]["content"] if logprobs else [])
         assert [-one["logprob"] for one in tokens] == [i + 1.0 for i in range(len(tokens))]

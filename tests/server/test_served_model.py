@@ -203,6 +203,17 @@ def test_a_template_of_the_checkpoint_comes_first(tmp_path: Path) -> None:
     assert not any(map(text.tokenizer.is_special, ids[2:]))
 
 
+def test_a_plain_prompt_of_chatglm(tmp_path: Path) -> None:
+    path = write(tmp_path, ("tokenizer.model", spm_model()), config={"model_type": "chatglm"})
+    checkpoint = Checkpoint.open(path)
+    model = served_model(checkpoint, ModelText.of(checkpoint), INFO, ["glm"])
+    completion = CompletionRequest.model_validate({"model": "glm", "prompt": "hello"})
+    [request] = completion_requests(completion, model, "id")
+    special = model.tokenizer.special_tokens
+    hello = model.tokenizer.encode("hello", parse_special=False)
+    assert request.prompt_token_ids == [special["[gMASK]"], special["sop"], *hello]
+
+
 def test_vocab_and_merges(tmp_path: Path) -> None:
     path = write(
         tmp_path,
