@@ -147,7 +147,8 @@ def write_baichuan2(
         "top_p": 0.85,
         "user_token_id": 195,
     }
-    files = {"tokenizer.model": _sentencepiece()}
+    # the markers of roles, 195 and 196, are among these
+    files = {"tokenizer.model": _sentencepiece(num_reserved=200)}
     weights = _random(shapes)
     # Normalised rows make small logits; larger ones show mistakes better.
     weights["model.norm.weight"] *= 5
@@ -257,13 +258,15 @@ def _write(
 
 
 @cache
-def _sentencepiece() -> bytes:
+def _sentencepiece(num_reserved: int = 0) -> bytes:
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["hello world", "你好 世界"] * 20),
         model_writer=written,
         model_type="bpe",
-        vocab_size=300,
+        vocab_size=300 + num_reserved,
+        user_defined_symbols=[f"<reserved_{i}>" for i in range(num_reserved)],
+        normalization_rule_name="identity",
         hard_vocab_limit=False,
         byte_fallback=True,
         character_coverage=1.0,
