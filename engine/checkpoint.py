@@ -106,8 +106,11 @@ def _gguf_vocabulary(metadata: gguf_config.Metadata) -> GgufVocabulary:
 def _open_folder(path: Path) -> Checkpoint:
     config = _canonical_config(path, _read_json(path / "config.json"))
     registry.family(config["model_type"])
-    if not any(path.glob("*.safetensors")):
-        raise CheckpointError(f"{path} has no .safetensors file, so there are no weights to load.")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise CheckpointError(
+            f"{path} has neither .safetensors nor pytorch_model*.bin files, so there are no "
+            "weights to load."
+        )
     generation_config = _read_json_if_present(path / "generation_config.json")
     tokenizer_config = _read_json_if_present(path / "tokenizer_config.json")
     chat_template = _chat_template(path, tokenizer_config)

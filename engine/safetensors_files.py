@@ -1,6 +1,5 @@
 """The safetensors files of a folder as one set of tensors, mapped and read only when asked for."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import CheckpointError
+from engine.shards import shard_paths
 
 _READABLE = ("F64", "F32", "F16", "BF16")
 _PACKED = (".qweight", ".qzeros", ".g_idx")  # of quantized modules: int32
@@ -26,7 +26,7 @@ class SafetensorsFiles:
         """Raises CheckpointError on a missing or damaged file and on tensors not of floats."""
         shapes: dict[str, tuple[int, ...]] = {}
         files: dict[str, Any] = {}
-        for path in _paths(folder):
+        for path in shard_paths(folder, "model.safetensors", "*.safetensors"):
             try:
                 file: Any = safe_open(path, framework="pt", device="cpu")
                 for name in file.keys():  # noqa: SIM118 - not a dict
@@ -48,18 +48,3 @@ class SafetensorsFiles:
         """The tensor as it is stored, a view of the mapped file."""
         tensor: torch.Tensor = self._files[name].get_tensor(name)
         return tensor
-
-
-def _paths(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        single = folder / "model.safetensors"
-        return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise CheckpointError(f"{index} is not a valid index of safetensors files.") from exc
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise CheckpointError(f"{index} names files outside its folder.")
-    return [folder / name for name in names]

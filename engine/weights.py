@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.backends.base import Backend
+from engine.bin_files import BinFiles
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError, ConfigError
 from engine.gguf_source import GgufSource
@@ -30,7 +31,7 @@ from engine.quant.groupwise import concatenate
 from engine.quant.packed_source import PackedSource
 from engine.quant.quantize import Target, quantize
 from engine.safetensors_files import SafetensorsFiles
-from engine.weight_source import Job, PlainSource, WeightSource
+from engine.weight_source import Job, PlainSource, TensorFiles, WeightSource
 
 _GROUP_BYTES = 2**26
 _NORMALIZED_ROWS = 4096  # at once, to bound the memory that it takes
@@ -213,7 +214,11 @@ def _normalize_rows(head: Linear) -> None:
 def _open(checkpoint: Checkpoint) -> WeightSource:
     if checkpoint.format == "gguf":
         return GgufSource.open(checkpoint.path)
-    files = SafetensorsFiles.open(checkpoint.path)
+    files: TensorFiles
+    if any(checkpoint.path.glob("*.safetensors")):
+        files = SafetensorsFiles.open(checkpoint.path)
+    else:
+        files = BinFiles.open(checkpoint.path)
     quantization = read_quantization(checkpoint)
     return PlainSource(files) if quantization is None else PackedSource.over(files, quantization)
 

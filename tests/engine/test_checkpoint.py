@@ -93,7 +93,7 @@ def test_chat_template_from_its_own_file_or_a_list(folder: Path) -> None:
         ("config.json", '{"model_type": "llama", "eos_token_id": "x"}', "eos_token_id 'x'"),
         ("config.json", "\udcff", "not UTF-8"),
         ("tokenizer.json", None, "has no tokenizer.json"),
-        ("model.safetensors", None, "no .safetensors file"),
+        ("model.safetensors", None, "neither .safetensors nor"),
         ("generation_config.json", "{", "generation_config.json is not valid JSON"),
         ("tokenizer_config.json", '{"chat_template": 3}', "chat_template is neither"),
         ("tokenizer_config.json", '{"chat_template": [{"name": "x"}]}', "chat_template is neither"),
