@@ -16,10 +16,10 @@ import typer
 
 from server.chat_client import ChatClient, ChatError
 from server.chat_session import ChatSession
-from server.config import ServeConfig
+from server.config import ServeConfig, Source
 from server.logging import configure
 from server.options import EMBEDDED_MODEL, OPTIONS, Option
-from server.pull import Source, default_name, pull
+from server.pull import default_name, pull
 from server.pull_error import PullError
 from server.settings import SettingsError, resolve, resolve_data_dir
 from server.supervisor import StartError, listen
@@ -71,7 +71,12 @@ def _serve_command(**flags: str | bool | Sequence[str] | None) -> None:
 def _serve(config: ServeConfig) -> int:
     # The port first: to find it taken after a download or a model load would waste minutes.
     with listen(config.server.host, config.server.port) as listener:
-        path = pull(config.engine.model, Path(config.data_dir))
+        path = pull(
+            config.engine.model,
+            Path(config.data_dir),
+            source=config.source,
+            revision=config.revision,
+        )
         names = config.server.served_model_names or (default_name(config.engine.model, path),)
         replace = msgspec.structs.replace
         config = replace(

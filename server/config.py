@@ -6,6 +6,8 @@ import msgspec
 
 from engine.config import EngineConfig
 
+Source = Literal["huggingface", "modelscope"]
+
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The HTTP half; the engine's half is engine.config.EngineConfig."""
@@ -25,4 +27,6 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerConfig
     engine: EngineConfig
     data_dir: str
+    source: Source = "huggingface"  # the hub that a model which is not on disk comes from
+    revision: str | None = None  # branch, tag or commit; None = the hub's own default
     engine_address: str  # ZeroMQ endpoint, ipc://...

@@ -13,7 +13,7 @@ from typing import get_args
 import msgspec
 
 from engine.config import EngineConfig
-from server.config import ServerConfig
+from server.config import ServeConfig, ServerConfig
 from server.option_kinds import SIZE, SWITCH, Kind, choice, integer, text
 
 ENVIRONMENT_PREFIX = "QWEN_SERVE_"
@@ -64,6 +64,8 @@ class Option:
 
 _COMMAND_DEFAULTS: dict[str, object] = {
     "model": EMBEDDED_MODEL,
+    "source": "huggingface",
+    "revision": None,
     "data_dir": "~/.local/share/qwen-serve",
     "config": None,
 }
@@ -82,6 +84,14 @@ OPTIONS: tuple[Option, ...] = (
         text("NAME"),
         "A local folder or .gguf file, `smollm2` (embedded), or a hub name like Qwen/Qwen3-0.6B",
         EngineConfig,
+    ),
+    Option("source", _words(ServeConfig, "source"), "The hub that a hub name belongs to", None),
+    Option(
+        "revision",
+        text("NAME"),
+        "The branch, tag or commit of a hub model",
+        None,
+        default_note="the hub's own",
     ),
     Option(
         "served_model_name",

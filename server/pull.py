@@ -1,7 +1,8 @@
 """Gets a model onto this machine: the embedded one, one of a hub, or a local path as it is.
 
 `pull(name, data_dir)` is the one door, for the command line, `serve` and the tests. It owns the
-names and the models/ folder; server/embedded_model.py and server/model_hubs.py download.
+names and the models/ folder; server/embedded_model.py, server/huggingface.py and
+server/modelscope.py download.
 """
 
 import fcntl
@@ -10,17 +11,36 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Protocol
 
 from rich.console import Console
 
-from server import embedded_model, model_hubs
-from server.pull_error import PullError
-
-Source = Literal["huggingface", "modelscope"]
+from server import embedded_model, huggingface, modelscope
+from server.config import Source
+from server.hub_files import is_complete
+from server.pull_error import HubUnreachableError, PullError
 
 _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+\.gguf))?", re.ASCII)
-_COMPLETE_MARK = ".qwen-serve.json"  # in a hub model's folder once all its files are there
+_COMPLETE_MARK = ".qwen-serve.json"  # in a hub model's folder: which parts of it are all there
+_WHOLE = "model"  # the part that is not one .gguf file
+
+
+class _Hub(Protocol):
+    """What each hub's module offers."""
+
+    def fetch(
+        self,
+        repository: str,
+        revision: str | None,
+        gguf_file: str | None,
+        folder: Path,
+        console: Console,
+    ) -> None: ...
+
+    def find_cached(self, repository: str, revision: str | None, file: str) -> Path | None: ...
+
+
+_HUBS: dict[Source, _Hub] = {"huggingface": huggingface, "modelscope": modelscope}
 
 
 def pull(
@@ -35,13 +55,17 @@ def pull(
     """Return the local path of a model, after downloading whatever of it is missing.
 
     `name` is a local path, `smollm2`, `org/name`, or `org/name/file.gguf` for one file of a hub
-    model. `refresh` asks the hub again about a model that is complete. Raises PullError.
+    model. `refresh` asks the hub again about a model that is complete. Where the hub cannot be
+    reached, a complete model in the cache of the hub's own tools is served from there. Raises
+    PullError, also on a source or revision for what does not come from a hub.
     """
     console = console or Console(stderr=True)
     local = Path(name).expanduser()
     if local.exists():
+        _refuse_hub_options(f"{name} is a local path", source, revision)
         return local
     if name.lower() in embedded_model.NAMES:
+        _refuse_hub_options(f"{name} is the embedded model", source, revision)
         with _lock(data_dir, embedded_model.FILE_NAME, console) as models:
             return embedded_model.fetch(models, console)
     match = _HUB_NAME.fullmatch(name)
@@ -78,14 +102,21 @@ def _pull_from_hub(
     with _lock(data_dir, folder_name, console) as models:
         folder = models / folder_name
         target = folder / gguf_file if gguf_file else folder
-        wanted = gguf_file or "*.safetensors"
-        if wanted in _complete_parts(folder) and not refresh:
+        wanted = gguf_file or _WHOLE
+        is_here = wanted in _complete_parts(folder)
+        if is_here and not refresh:
             return target
-        fetch = (
-            model_hubs.fetch_huggingface if source == "huggingface" else model_hubs.fetch_modelscope
-        )
-        fetch(repository, revision, gguf_file, folder, console)
-        _check_has_weights(repository, folder, gguf_file)
+        try:
+            _HUBS[source].fetch(repository, revision, gguf_file, folder, console)
+        except HubUnreachableError:
+            cached = _find_cached(repository, gguf_file, source, revision)
+            if is_here or cached is None:
+                raise
+            reason = f"{repository} could not be downloaded"
+            console.print(f"{reason}; using {cached}", highlight=False, soft_wrap=True)
+            return cached
+        if not gguf_file and not is_complete(folder):
+            raise PullError(f"{repository} has no config.json, or not all files of its weights")
         parts = sorted({*_complete_parts(folder), wanted})
         (folder / _COMPLETE_MARK).write_text(json.dumps({"complete": parts}), encoding="utf-8")
         return target
@@ -96,14 +127,21 @@ def _complete_parts(folder: Path) -> set[str]:
     return set(json.loads(mark.read_text(encoding="utf-8"))["complete"]) if mark.exists() else set()
 
 
-def _check_has_weights(repository: str, folder: Path, gguf_file: str | None) -> None:
-    if gguf_file and not (folder / gguf_file).exists():
-        raise PullError(f"{repository} has no file {gguf_file}")
-    if not gguf_file and not any(folder.glob("*.safetensors")):
-        raise PullError(
-            f"{repository} has no .safetensors files; of a GGUF repository name one file, as in "
-            f"{repository}/FILE.gguf"
-        )
+def _find_cached(
+    repository: str, gguf_file: str | None, source: Source, revision: str | None
+) -> Path | None:
+    """A complete copy in the cache of the hub's own tools."""
+    file = _HUBS[source].find_cached(repository, revision, gguf_file or "config.json")
+    if file is None or gguf_file:
+        return file
+    return file.parent if is_complete(file.parent) else None
+
+
+def _refuse_hub_options(reason: str, source: Source, revision: str | None) -> None:
+    if revision is not None:
+        raise PullError(f"{reason}, which has no --revision; leave it out")
+    if source != "huggingface":
+        raise PullError(f"{reason} and does not come from {source}; leave --source out")
 
 
 @contextmanager

@@ -158,16 +158,17 @@ def _shown(name: str, text: str) -> str:
 
 
 def _build(values: Mapping[str, object]) -> ServeConfig:
+    def value(option: Option) -> Any:
+        return values.get(option.name, option.default)
+
     def of_struct(struct: type) -> dict[str, Any]:
-        return {
-            option.target: values.get(option.name, option.default)
-            for option in OPTIONS
-            if option.struct is struct
-        }
+        return {option.target: value(option) for option in OPTIONS if option.struct is struct}
 
     return ServeConfig(
         server=ServerConfig(**of_struct(ServerConfig)),
         engine=EngineConfig(**of_struct(EngineConfig)),
-        data_dir=str(data_dir_of(str(values.get("data_dir", _BY_NAME["data_dir"].default)))),
+        data_dir=str(data_dir_of(str(value(_BY_NAME["data_dir"])))),
+        source=value(_BY_NAME["source"]),
+        revision=value(_BY_NAME["revision"]),
         engine_address="",
     )

@@ -64,6 +64,26 @@ def test_flags_reach_the_supervisor(
     assert config.data_dir == str(tmp_path / "data")
 
 
+def test_serve_takes_the_model_from_the_hub_and_revision_that_are_asked_for(
+    runner: CliRunner, served: list[ServeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def fake_pull(name: str, data_dir: Path, **options: object) -> Path:
+        asked.append({"name": name, **options})
+        return tmp_path
+
+    monkeypatch.setattr(cli, "pull", fake_pull)
+    for flags in ([], ["--source", "modelscope", "--revision", "v1"]):
+        result = runner.invoke(cli.app, ["serve", "--model", "org/name", "--port", "0", *flags])
+        assert result.exit_code == 0, result.output
+    assert asked == [
+        {"name": "org/name", "source": "huggingface", "revision": None},
+        {"name": "org/name", "source": "modelscope", "revision": "v1"},
+    ]
+    assert [config.server.served_model_names for config in served] == [("org/name",)] * 2
+
+
 def test_a_given_name_replaces_the_models_own(
     runner: CliRunner, served: list[ServeConfig], tmp_path: Path
 ) -> None:

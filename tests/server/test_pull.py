@@ -3,22 +3,24 @@
 import errno
 import hashlib
 import http.server
+import io
 import json
 import shutil
 import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from rich.console import Console
 
 from server import embedded_model
-from server.pull import Source, default_name, pull
+from server.config import Source
+from server.pull import default_name, pull
 from server.pull_error import PullError
 
 MODEL_FILES = {
@@ -143,12 +145,7 @@ def test_a_name_that_is_nothing(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 def test_a_hub_model(tmp_path: Path, hub: type[Hub], source: Source) -> None:
     path = pull("org/name", tmp_path, source=source)
-    assert files_in(path) == {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "sub/extra.json",
-    }
+    assert files_in(path) == {"config.json", "model.safetensors", "tokenizer.json"}
     assert (path / "model.safetensors").read_bytes() == MODEL_FILES["model.safetensors"]
     num_requests = len(hub.requests)
     assert pull("org/name", tmp_path, source=source) == path
@@ -175,12 +172,45 @@ def test_refresh_takes_what_changed(tmp_path: Path, hub: type[Hub], source: Sour
 
 
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
-def test_a_model_without_safetensors(tmp_path: Path, hub: type[Hub], source: Source) -> None:
+def test_pickles_are_taken_only_for_want_of_safetensors(
+    tmp_path: Path, hub: type[Hub], source: Source
+) -> None:
     del hub.files["model.safetensors"]
-    with pytest.raises(PullError, match=r"no \.safetensors files; of a GGUF repository"):
+    path = pull("org/name", tmp_path, source=source)
+    assert files_in(path) == {"config.json", "pytorch_model.bin", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_a_repository_without_weights(tmp_path: Path, hub: type[Hub], source: Source) -> None:
+    del hub.files["model.safetensors"], hub.files["pytorch_model.bin"]
+    with pytest.raises(PullError, match=r"name one file, as in org/name/q4\.gguf"):
         pull("org/name", tmp_path, source=source)
+    assert not (tmp_path / "models" / "org").exists()
     hub.files["model.safetensors"] = b"now"
     assert (pull("org/name", tmp_path, source=source) / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_a_repository_that_lacks_a_shard(tmp_path: Path, hub: type[Hub], source: Source) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    for _ in range(2):
+        with pytest.raises(PullError, match="not all files of its weights"):
+            pull("org/name", tmp_path, source=source)
+    hub.files["model-2.safetensors"] = b"weights"
+    assert (pull("org/name", tmp_path, source=source) / "model-2.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"revision": "v1"}, "which has no --revision"), ({"source": "modelscope"}, "leave --source")],
+)
+def test_what_is_of_no_hub_has_neither_source_nor_revision(
+    tmp_path: Path, options: dict[str, Any], problem: str
+) -> None:
+    for name in (str(tmp_path), "smollm2"):
+        with pytest.raises(PullError, match=problem):
+            pull(name, tmp_path / "data", **options)
 
 
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
@@ -218,6 +248,80 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Sou
     with pytest.raises(PullError, match="org/name could not be downloaded") as caught:
         pull("org/name", tmp_path, source=source)
     assert "\n" not in str(caught.value)
+
+
+COMPLETE = ("config.json", "model.safetensors")
+
+
+def fill_huggingface_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, names: Sequence[str]
+) -> Path:
+    """org/name at its default revision as huggingface_hub's own cache has it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    repository = cache / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    return fill(repository / "snapshots" / ("0" * 40), names)
+
+
+def fill(folder: Path, names: Sequence[str]) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_bytes(MODEL_FILES[name])
+    return folder
+
+
+def test_a_cached_model_is_used_where_the_hub_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill_huggingface_cache(tmp_path / "hf", monkeypatch, (*COMPLETE, "q4.gguf"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    console = Console(record=True, file=io.StringIO())
+    assert pull("org/name", tmp_path, console=console) == folder
+    assert console.export_text() == f"org/name could not be downloaded; using {folder}\n"
+    assert pull("org/name/q4.gguf", tmp_path) == folder / "q4.gguf"
+    with pytest.raises(PullError, match="cannot be reached"):
+        pull("org/name", tmp_path, revision="v1")
+
+
+def test_the_cache_is_not_asked_while_the_hub_answers(
+    tmp_path: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_huggingface_cache(tmp_path / "hf", monkeypatch, COMPLETE)
+    assert pull("org/name", tmp_path) == tmp_path / "models" / "org" / "name"
+    with pytest.raises(PullError, match="could not be downloaded"):
+        pull("org/other", tmp_path)
+
+
+def test_offline_mode_of_the_hub(
+    tmp_path: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill_huggingface_cache(tmp_path / "hf", monkeypatch, COMPLETE)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert pull("org/name", tmp_path) == folder
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("names", [("config.json",), ("model.safetensors",)])
+def test_a_partial_cache_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Sequence[str]
+) -> None:
+    fill_huggingface_cache(tmp_path / "hf", monkeypatch, names)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(PullError, match="cannot be reached"):
+        pull("org/name", tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["models/org/name.v1", "org/name___v1"])
+def test_modelscopes_own_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", "http://127.0.0.1:9")
+    cached = fill(tmp_path / "ms" / folder, COMPLETE)
+    assert pull("org/name.v1", tmp_path, source="modelscope") == cached
+    with pytest.raises(PullError, match="could not be downloaded"):
+        pull("org/name.v1", tmp_path, source="modelscope", revision="v1")
 
 
 def make_wheel(folder: Path, content: bytes, member: str = embedded_model._MEMBER) -> None:
