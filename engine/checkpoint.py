@@ -68,6 +68,11 @@ class Checkpoint:
 
 def _open_gguf(path: Path) -> Checkpoint:
     file = GgufFile.open(path)
+    if file.metadata.get("split.count", 1) not in (0, 1):
+        raise CheckpointError(
+            f"{path} is one part of a model that is split into several .gguf files; join them "
+            "first with llama.cpp's llama-gguf-split --merge."
+        )
     metadata = gguf_config.Metadata(file)
     registry.gguf_family(metadata.architecture)
     vocabulary = _gguf_vocabulary(metadata)

@@ -218,3 +218,17 @@ def test_real_models(smollm2_path: Path, qwen_coder_path: Path) -> None:
 def test_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; import engine.checkpoint"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_part_of_a_split_gguf_model_is_refused(tmp_path: Path) -> None:
+    """Parts after the first have nothing but split.* keys (gguf-split of llama.cpp)."""
+    path = tmp_path / "m-00002-of-00002.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint16("split.no", 1)
+    writer.add_uint16("split.count", 2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match="split into several"):
+        Checkpoint.open(path)
