@@ -4,13 +4,10 @@ The one place where checkpoint, weights, KV cache, sampler and engine are put to
 """
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
-from engine import kv_cache, weights
+from engine import kv_cache, load_report, weights
 from engine.backends.cpu import CpuBackend
 from engine.backends.reference import ReferenceBackend
 from engine.checkpoint import Checkpoint
@@ -34,7 +31,7 @@ def load_engine(config: EngineConfig) -> Engine:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = resolve_device(config.device)
-    with _phase("read checkpoint"):
+    with load_report.phase("read checkpoint"):
         checkpoint = Checkpoint.open(config.model)
         decoder_config = weights.decoder_config(checkpoint)
     dtype = weights.resolve_dtype(config.dtype, checkpoint, device)
@@ -44,14 +41,18 @@ def load_engine(config: EngineConfig) -> Engine:
     token_budget = resolve_token_budget(config, device)
     backend = CpuBackend() if device.type == "cpu" else ReferenceBackend()
     quantization = None if config.quantization == "none" else config.quantization
-    with _phase("load weights"):
+    with load_report.phase("load weights") as fields:
         decoder = weights.load_decoder(checkpoint, dtype, device, backend, quantization)
+        weight_bytes = load_report.weight_bytes(decoder)
+        fields |= {"read_bytes": load_report.file_bytes(checkpoint), "weight_bytes": weight_bytes}
     num_blocks = resolve_num_blocks(config, decoder_config, dtype, device, max_model_len)
     _warn_of_small_cache(num_blocks * config.block_size, max_model_len)
-    with _phase("allocate KV cache"):
+    block_bytes = kv_cache.bytes_per_block(decoder_config, config.block_size, dtype)
+    with load_report.phase("allocate KV cache") as fields:
         cache = kv_cache.KVCache.allocate(
             decoder_config, num_blocks, config.block_size, dtype, device
         )
+        fields["kv_cache_bytes"] = num_blocks * block_bytes
     info = EngineInfo(
         max_model_len=max_model_len,
         vocab_size=decoder_config.vocab_size,
@@ -64,10 +65,14 @@ def load_engine(config: EngineConfig) -> Engine:
     num_valid = num_valid_tokens(checkpoint, decoder_config.vocab_size)
     _check_eos(checkpoint, decoder_config.vocab_size)
     sampler = Sampler(decoder_config.vocab_size, checkpoint.eos_token_ids, num_valid)
-    logger.info(
-        "model loaded",
-        extra={"fields": {**_as_fields(info), "kv_cache_tokens": num_blocks * config.block_size}},
-    )
+    memory = {
+        "weight_bytes": weight_bytes,
+        "kv_bytes_per_token": block_bytes // config.block_size,
+        "kv_bytes_per_sequence": -(-max_model_len // config.block_size) * block_bytes,
+        "kv_cache_tokens": num_blocks * config.block_size,
+    }
+    model = load_report.describe_model(checkpoint, decoder_config, quantization)
+    logger.info("model loaded", extra={"fields": {**model, **_as_fields(info), **memory}})
     return Engine(
         ModelRunner(decoder, cache, sampler, info, device, num_valid),
         info,
@@ -156,14 +161,6 @@ def _check_eos(checkpoint: Checkpoint, vocab_size: int) -> None:
                 f"{checkpoint.path}: eos_token_id {token_id} is outside the vocabulary of "
                 f"{vocab_size}."
             )
-
-
-@contextmanager
-def _phase(name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds = round(time.perf_counter() - started, 3)
-    logger.info(name, extra={"fields": {"seconds": seconds}})
 
 
 def _as_fields(info: EngineInfo) -> dict[str, object]:

@@ -19,7 +19,7 @@ import msgspec
 from engine.config import EngineConfig
 from engine.core import Engine
 from engine.errors import EngineError, InvariantViolated, RequestRejected
-from engine.logs import configure_logging
+from engine.logs import LogFormat, configure_logging
 from engine.messages import (
     Abort,
     EngineRequest,
@@ -42,6 +42,7 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: EngineConfig
     address: str  # ZeroMQ endpoint to bind, ipc://...
+    log_format: LogFormat = "json"
 
 
 class EngineLoop:
@@ -151,6 +152,7 @@ def main() -> None:
     configure_logging()
     set_thread_policy()
     options = msgspec.json.decode(sys.stdin.readline(), type=ProcessOptions)
+    configure_logging(options.log_format)
     transport = RouterTransport(options.address)
     try:
         # imports torch: after the socket is bound, so that clients connect meanwhile

@@ -200,7 +200,11 @@ class _Supervisor:
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
     def _make_engine_command(self, commands: Commands) -> ChildCommand:
-        options = {"engine": self._config.engine, "address": self._config.engine_address}
+        options = {
+            "engine": self._config.engine,
+            "address": self._config.engine_address,
+            "log_format": self._config.server.log_format,
+        }
         return ChildCommand("the engine", commands.engine, msgspec.json.encode(options))
 
     def _make_worker_command(self, commands: Commands, index: int) -> ChildCommand:

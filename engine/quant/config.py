@@ -21,6 +21,7 @@ class QuantizationConfig:
     # GPTQ: version 1 stores each zero point less one, version 2 as it is
     zeros_are_less_one: bool
     is_symmetric: bool  # every zero point is the middle code
+    act_order: bool = False  # columns of a group need not be neighbours; told by g_idx
 
 
 def read_quantization(checkpoint: Checkpoint) -> QuantizationConfig | None:
@@ -68,7 +69,10 @@ def _gptq(raw: dict[str, Any]) -> QuantizationConfig:
     if raw.get("pack_dtype", "int32") != "int32":
         raise CheckpointError(f"GPTQ with pack_dtype {raw['pack_dtype']!r} is not supported.")
     symmetric = flag(raw, "sym", False)
-    return QuantizationConfig("gptq", bits, _group_size(raw), layout == "gptq", symmetric)
+    act_order = flag(raw, "desc_act", False)
+    return QuantizationConfig(
+        "gptq", bits, _group_size(raw), layout == "gptq", symmetric, act_order
+    )
 
 
 def _awq(raw: dict[str, Any]) -> QuantizationConfig:
