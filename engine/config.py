@@ -21,4 +21,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_memory_bytes: int | None = None  # None = sized from the memory that is free
     block_size: int = 16
     enable_prefix_caching: bool = True
+    tensor_parallel_size: int = 1  # processes, one for each GPU, that share the model
     num_threads: int | None = None  # torch intra-op threads; None = torch's default

@@ -38,6 +38,10 @@ class Runner(Protocol):
         """The base of the rotary embedding of a sequence with such a prompt."""
         ...
 
+    def close(self) -> None:
+        """Let go of whatever other processes compute with it."""
+        ...
+
 
 class Engine:
     """Continuous batching over one model. Every added request ends in exactly one Finished."""

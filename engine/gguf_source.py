@@ -9,7 +9,7 @@ from engine.errors import CheckpointError
 from engine.gguf import GgufFile, GgufTensor
 from engine.quant.gguf import SUPPORTED_TYPES, fill_jobs
 from engine.quant.groupwise import GroupwiseWeight
-from engine.weight_source import Job
+from engine.weight_source import Job, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class GgufSource:
         return cls(tensors, {name: tensor.shape for name, tensor in tensors.items()})
 
     def fill_jobs(
-        self, name: str, target: torch.Tensor, row_order: torch.Tensor | None
+        self, name: str, target: torch.Tensor, rows: Rows = None, columns: slice | None = None
     ) -> list[Job]:
-        return fill_jobs(self.tensors[name], target, row_order)
+        return fill_jobs(self.tensors[name], target, rows, columns)
 
     def read_packed(self, name: str) -> GroupwiseWeight:
         raise KeyError(name)

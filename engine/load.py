@@ -14,9 +14,14 @@ from engine.checkpoint import Checkpoint
 from engine.config import EngineConfig
 from engine.core import Engine
 from engine.errors import CheckpointError, ConfigError
+from engine.followers import Followers
+from engine.kv_cache import KVCache
 from engine.messages import EngineInfo
 from engine.model_runner import ModelRunner
 from engine.models.config import DecoderConfig
+from engine.models.decoder import Decoder
+from engine.models.rank import shard_config
+from engine.parallel import ALONE, TensorParallel
 from engine.sampler import Sampler
 from engine.vocabulary import num_valid_tokens
 
@@ -28,30 +33,33 @@ def load_engine(config: EngineConfig) -> Engine:
 
     Raises ConfigError and CheckpointError with a sentence fit to be shown to the user.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    device = resolve_device(config.device)
+    parallel = TensorParallel(0, config.tensor_parallel_size)
+    device = resolve_device(config.device, parallel)
+    set_num_threads(config, device)
     with load_report.phase("read checkpoint"):
         checkpoint = Checkpoint.open(config.model)
         decoder_config = weights.decoder_config(checkpoint)
     dtype = weights.resolve_dtype(config.dtype, checkpoint, device)
+    quantization = None if config.quantization == "none" else config.quantization
+    unit = weights.sharding_unit(checkpoint, quantization)
+    own_config = shard_config(decoder_config, parallel, unit)
     max_model_len = resolve_max_model_len(config, decoder_config)
     if config.kv_cache_memory_bytes is not None:  # refused before the weights take their time
-        resolve_num_blocks(config, decoder_config, dtype, device, max_model_len)
+        resolve_num_blocks(config, own_config, dtype, device, max_model_len)
     token_budget = resolve_token_budget(config, device)
     backend = CpuBackend() if device.type == "cpu" else ReferenceBackend()
-    quantization = None if config.quantization == "none" else config.quantization
+    followers = Followers.start(config, device) if parallel.size > 1 else None
     with load_report.phase("load weights") as fields:
-        decoder = weights.load_decoder(checkpoint, dtype, device, backend, quantization)
+        decoder = weights.load_decoder(checkpoint, dtype, device, backend, quantization, parallel)
         weight_bytes = load_report.weight_bytes(decoder)
         fields |= {"read_bytes": load_report.file_bytes(checkpoint), "weight_bytes": weight_bytes}
-    num_blocks = resolve_num_blocks(config, decoder_config, dtype, device, max_model_len)
+    num_blocks = parallel.minimum(
+        resolve_num_blocks(config, own_config, dtype, device, max_model_len)
+    )
     _warn_of_small_cache(num_blocks * config.block_size, max_model_len)
-    block_bytes = kv_cache.bytes_per_block(decoder_config, config.block_size, dtype)
+    block_bytes = kv_cache.bytes_per_block(own_config, config.block_size, dtype)
     with load_report.phase("allocate KV cache") as fields:
-        cache = kv_cache.KVCache.allocate(
-            decoder_config, num_blocks, config.block_size, dtype, device
-        )
+        cache = kv_cache.KVCache.allocate(own_config, num_blocks, config.block_size, dtype, device)
         fields["kv_cache_bytes"] = num_blocks * block_bytes
     info = EngineInfo(
         max_model_len=max_model_len,
@@ -74,7 +82,7 @@ def load_engine(config: EngineConfig) -> Engine:
     model = load_report.describe_model(checkpoint, decoder_config, quantization)
     logger.info("model loaded", extra={"fields": {**model, **_as_fields(info), **memory}})
     return Engine(
-        ModelRunner(decoder, cache, sampler, info, device, num_valid),
+        ModelRunner(decoder, cache, sampler, info, device, num_valid, followers),
         info,
         eos_token_ids=checkpoint.eos_token_ids,
         max_num_seqs=config.max_num_seqs,
@@ -83,12 +91,45 @@ def load_engine(config: EngineConfig) -> Engine:
     )
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that --device means; "auto" is CUDA where there is one."""
+def load_follower(config: EngineConfig, parallel: TensorParallel) -> tuple[Decoder, KVCache]:
+    """Load one of the other ranks; the collectives are those of `load_engine`, in its order."""
+    device = resolve_device(config.device, parallel)
+    set_num_threads(config, device)
+    checkpoint = Checkpoint.open(config.model)
+    dtype = weights.resolve_dtype(config.dtype, checkpoint, device)
+    backend = CpuBackend() if device.type == "cpu" else ReferenceBackend()
+    quantization = None if config.quantization == "none" else config.quantization
+    decoder = weights.load_decoder(checkpoint, dtype, device, backend, quantization, parallel)
+    max_model_len = resolve_max_model_len(config, decoder.config)
+    num_blocks = parallel.minimum(
+        resolve_num_blocks(config, decoder.own_config, dtype, device, max_model_len)
+    )
+    cache = KVCache.allocate(decoder.own_config, num_blocks, config.block_size, dtype, device)
+    return decoder, cache
+
+
+def set_num_threads(config: EngineConfig, device: torch.device) -> None:
+    """Give each rank its part of the threads; on a GPU torch's own choice is as good."""
+    num_ranks = config.tensor_parallel_size
+    if config.num_threads is not None or (num_ranks > 1 and device.type == "cpu"):
+        total = config.num_threads or torch.get_num_threads()
+        torch.set_num_threads(max(1, total // num_ranks))
+
+
+def resolve_device(name: str, parallel: TensorParallel = ALONE) -> torch.device:
+    """The device that --device means for a rank; "auto" is CUDA where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, but torch finds no CUDA device.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and parallel.size > 1:
+        if parallel.size > torch.cuda.device_count():
+            raise ConfigError(
+                f"--tensor-parallel-size {parallel.size} wants as many GPUs, and there are "
+                f"{torch.cuda.device_count()}."
+            )
+        torch.cuda.set_device(parallel.rank)
+        return torch.device("cuda", parallel.rank)
     return torch.device(name)
 
 
@@ -130,9 +171,13 @@ def resolve_num_blocks(
     if config.block_size < 1:
         raise ConfigError(f"--block-size {config.block_size} is less than 1.")
     block_bytes = kv_cache.bytes_per_block(decoder_config, config.block_size, dtype)
-    cache_bytes = config.kv_cache_memory_bytes
-    if cache_bytes is None:
+    num_ranks = config.tensor_parallel_size
+    if config.kv_cache_memory_bytes is not None:  # of all ranks together
+        cache_bytes = config.kv_cache_memory_bytes // num_ranks
+    else:
         cache_bytes = kv_cache.auto_kv_cache_bytes(device)
+        if device.type == "cpu":  # whose memory the ranks share
+            cache_bytes //= num_ranks
     num_blocks = cache_bytes // block_bytes
     blocks_per_sequence = -(-max_model_len // config.block_size)
     if num_blocks < 1:

@@ -5,12 +5,15 @@ scheduling; engine/load.py builds it.
 """
 
 import logging
+from collections.abc import Iterator
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
-from engine.batch import Batch
+from engine.batch import Batch, StepInput
+from engine.followers import Followers
 from engine.kv_cache import KVCache
 from engine.logprobs import prompt_logprobs
 from engine.messages import EngineInfo, TokenLogprobs
@@ -32,6 +35,7 @@ class ModelRunner:
     info: EngineInfo
     device: torch.device
     num_valid_tokens: int  # ids from here on only pad the vocabulary
+    followers: Followers | None = None  # the other ranks of a tensor-parallel group
 
     def rope_theta(self, num_prompt_tokens: int) -> float:
         """The base of the rotary embedding of a sequence with such a prompt."""
@@ -40,13 +44,17 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
         """Compute all chunks in one forward pass; one result for each, in order."""
-        batch = Batch.build(chunks, self.info.block_size, self.device)
-        hidden = self.decoder.forward(batch, self.kv_cache)  # (num_tokens, hidden_size)
         sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
+        step = StepInput.of(chunks, self.info.block_size, _logits_rows(chunks, sampling))
+        if self.followers is not None:
+            self.followers.send(step)
+        batch = Batch.of(step, self.info.block_size, self.device)
+        hidden = self.decoder.forward(batch, self.kv_cache)  # (num_tokens, hidden_size)
+        # (n, vocab_size) float32 each, computed in this order by all ranks
+        logits_of_rows = (self.decoder.compute_logits(hidden[rows]) for rows in step.logits_rows)
         results = [ChunkResult() for _ in chunks]
         if sampling:
-            last_rows = [batch.query_starts[i + 1] - 1 for i in sampling]
-            logits = self.decoder.compute_logits(hidden[last_rows])  # (n, vocab_size) float32
+            logits = next(logits_of_rows)
             samples = self.sampler.sample(logits, [chunks[i].sequence for i in sampling])
             for i, sample in zip(sampling, samples, strict=True):
                 results[i] = ChunkResult(
@@ -54,24 +62,43 @@ class ModelRunner:
                 )
         for i, chunk in enumerate(chunks):
             if chunk.sequence.sampling.prompt_logprobs is not None:
-                results[i].prompt_logprobs.extend(
-                    self._prompt_logprobs(chunk, hidden[batch.query_starts[i] :])
-                )
+                results[i].prompt_logprobs.extend(self._prompt_logprobs(chunk, logits_of_rows))
         return results
 
-    def _prompt_logprobs(self, chunk: Chunk, hidden: torch.Tensor) -> list[TokenLogprobs]:
+    def close(self) -> None:
+        """End the other ranks, where there are any."""
+        if self.followers is not None:
+            self.followers.close()
+
+    def _prompt_logprobs(
+        self, chunk: Chunk, logits_of_rows: Iterator[torch.Tensor]
+    ) -> list[TokenLogprobs]:
         """Of every prompt token that follows one of the chunk's positions."""
-        sequence = chunk.sequence
-        targets = sequence.token_ids[
-            chunk.start + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)
-        ]
-        num_top = sequence.sampling.prompt_logprobs or 0
+        num_top = chunk.sequence.sampling.prompt_logprobs or 0
+        targets = _prompt_targets(chunk)
         values: list[TokenLogprobs] = []
         for start in range(0, len(targets), PROMPT_LOGPROBS_ROWS):
             part = targets[start : start + PROMPT_LOGPROBS_ROWS]
-            logits = self.decoder.compute_logits(hidden[start : start + len(part)])
-            values += prompt_logprobs(logits, part, num_top, self.num_valid_tokens)
+            values += prompt_logprobs(next(logits_of_rows), part, num_top, self.num_valid_tokens)
         return values
+
+
+def _logits_rows(chunks: ListLike[Chunk], sampling: list[int]) -> list[list[int]]:
+    """The last row of what samples, then the rows before the wanted prompt tokens, in pieces."""
+    starts = list(accumulate((chunk.num_tokens for chunk in chunks), initial=0))
+    rows = [[starts[i + 1] - 1 for i in sampling]] if sampling else []
+    for start, chunk in zip(starts[:-1], chunks, strict=True):
+        if chunk.sequence.sampling.prompt_logprobs is not None:
+            stop = start + len(_prompt_targets(chunk))
+            pieces = range(start, stop, PROMPT_LOGPROBS_ROWS)
+            rows += [list(range(i, min(i + PROMPT_LOGPROBS_ROWS, stop))) for i in pieces]
+    return rows
+
+
+def _prompt_targets(chunk: Chunk) -> list[int]:
+    """The prompt tokens that follow the chunk's positions."""
+    last = min(chunk.end + 1, chunk.sequence.num_prompt_tokens)
+    return chunk.sequence.token_ids[chunk.start + 1 : last]
 
 
 # rows of logits held at once: 64 rows of Qwen's vocabulary are 39 MB

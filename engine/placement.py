@@ -15,6 +15,7 @@ from engine.models import registry
 from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder
 from engine.models.family import Part, TensorRule
+from engine.weight_source import Rows
 
 # In many files, and not weights: RoPE frequencies, which are computed or part of the config here.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rope_freqs.weight")
@@ -27,7 +28,8 @@ class Placement:
     source: str
     parameter: str  # of Decoder.parameters()
     rows: slice  # of the parameter that the source fills
-    row_order: torch.Tensor | None  # the source's row for each of these rows; None = the same
+    row_order: Rows  # the source's row for each of these rows; None = the same
+    columns: slice | None = None  # of the source; None = all
 
 
 def place_tensors(

@@ -171,6 +171,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the supervisor decides
     threading.Thread(target=_stop_with_parent, args=(loop,), daemon=True).start()
     loop.run()
+    engine.runner.close()
     transport.close()
 
 

@@ -10,6 +10,7 @@ import torch
 from engine.quant.groupwise import GroupwiseWeight
 
 Job = Callable[[], None]
+Rows = torch.Tensor | slice | None  # which rows of a source are wanted, in order; None = all
 
 
 class TensorFiles(Protocol):
@@ -35,12 +36,11 @@ class WeightSource(Protocol):
         ...
 
     def fill_jobs(
-        self, name: str, target: torch.Tensor, row_order: torch.Tensor | None
+        self, name: str, target: torch.Tensor, rows: Rows = None, columns: slice | None = None
     ) -> list[Job]:
-        """What copies a tensor into `target` (same shape), in its dtype and on its device.
+        """What copies a tensor into `target`, in its dtype and on its device.
 
-        The jobs are independent. `row_order` is the tensor's row for each row of `target`; None =
-        the same.
+        The jobs are independent. `rows` and `columns` are what `target` takes of the tensor.
         """
         ...
 
@@ -66,9 +66,9 @@ class PlainSource:
         return frozenset()
 
     def fill_jobs(
-        self, name: str, target: torch.Tensor, row_order: torch.Tensor | None
+        self, name: str, target: torch.Tensor, rows: Rows = None, columns: slice | None = None
     ) -> list[Job]:
-        return [partial(copy_rows, self.files.read, name, target, row_order)]
+        return [partial(copy_part, self.files.read, name, target, rows, columns)]
 
     def read_packed(self, name: str) -> GroupwiseWeight:
         raise KeyError(name)
@@ -77,12 +77,15 @@ class PlainSource:
         return False
 
 
-def copy_rows(
+def copy_part(
     read: Callable[[str], torch.Tensor],
     name: str,
     target: torch.Tensor,
-    row_order: torch.Tensor | None,
+    rows: Rows,
+    columns: slice | None,
 ) -> None:
-    """Read a tensor and copy its rows, in an order, into `target`."""
+    """Read a tensor and copy some of its rows and columns into `target`."""
     tensor = read(name)
-    target.copy_(tensor if row_order is None else tensor[row_order])
+    if columns is not None:
+        tensor = tensor[:, columns]
+    target.copy_(tensor if rows is None else tensor[rows])

@@ -25,15 +25,18 @@ from engine.layers.module import Module
 from engine.models import registry
 from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder
+from engine.parallel import ALONE, TensorParallel
 from engine.placement import Placement, place_tensors
 from engine.quant.config import read_quantization
 from engine.quant.groupwise import concatenate
 from engine.quant.packed_source import PackedSource
 from engine.quant.quantize import Target, quantize
 from engine.safetensors_files import SafetensorsFiles
+from engine.sharding import column_unit, shard_columns, shard_placements
 from engine.weight_source import Job, PlainSource, TensorFiles, WeightSource
 
 _GROUP_BYTES = 2**26
+_PLAIN_UNIT, _QUANTIZED_UNIT = 16, 32
 _NORMALIZED_ROWS = 4096  # at once, to bound the memory that it takes
 # --quantization makes these smaller: the large matrices of every layer, and of experts
 _QUANTIZED_MODULES = (".qkv", ".output", ".gate_up", ".down")
@@ -57,22 +60,29 @@ def load_decoder(
     device: torch.device,
     backend: Backend,
     quantization: Target | None = None,
+    parallel: TensorParallel = ALONE,
 ) -> Decoder:
-    """Build the checkpoint's decoder on `device` and fill every parameter.
+    """Build the checkpoint's decoder, or one rank of it, on `device` and fill every parameter.
 
     `quantization` makes plain weights of the layers' matrices smaller on the way. Raises
     CheckpointError naming the tensor that is missing, unexpected, of a wrong shape or of a type
     that cannot be read, and ConfigError where the quantization does not suit the checkpoint.
     """
     config = decoder_config(checkpoint)
-    decoder = Decoder(config, backend, dtype=dtype, device=device)
+    unit = sharding_unit(checkpoint, quantization)
+    whole = Decoder(config, backend, dtype=dtype, device=device)
+    decoder = whole
+    if parallel.size > 1:
+        decoder = Decoder(config, backend, dtype=dtype, device=device, parallel=parallel, unit=unit)
     source = _open(checkpoint)
     if quantization is not None and source.packed:
         raise ConfigError(
             f"--quantization {quantization} is for plain weights; {checkpoint.path} is quantised."
         )
-    placements = place_tensors(decoder, checkpoint, source.shapes, source.is_ignorable)
-    loader = _Loader(source, placements, dtype, device, backend, quantization)
+    placements = place_tensors(whole, checkpoint, source.shapes, source.is_ignorable)
+    shapes = {name: tensor.shape for name, tensor in whole.parameters().items()}
+    placements = shard_placements(placements, shapes, config, parallel, unit)
+    loader = _Loader(source, placements, dtype, device, backend, quantization, decoder)
     with _single_threaded_torch(), ThreadPoolExecutor(_num_cores()) as pool:
         for group in _groups(decoder.modules()):
             for work in (loader.fill(group), loader.finish(group)):
@@ -83,6 +93,14 @@ def load_decoder(
     if config.tie_word_embeddings:
         decoder.head.weight = decoder.embedding.weight
     return decoder
+
+
+def sharding_unit(checkpoint: Checkpoint, quantization: Target | None) -> int:
+    """Columns that tensor parallelism keeps together, so that groups stay whole."""
+    packed = read_quantization(checkpoint)
+    if packed is not None and packed.group_size is not None:
+        return packed.group_size
+    return _QUANTIZED_UNIT if packed is not None or quantization is not None else _PLAIN_UNIT
 
 
 def resolve_dtype(config_dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
@@ -144,6 +162,7 @@ class _Loader:
         device: torch.device,
         backend: Backend,
         quantization: Target | None,
+        decoder: Decoder,
     ) -> None:
         self._source = source
         self._placements: dict[str, list[Placement]] = defaultdict(list)
@@ -153,6 +172,9 @@ class _Loader:
         self._device = device
         self._backend = backend
         self._quantization = quantization
+        self._parallel = decoder.parallel
+        self._config = decoder.config
+        self._unit = decoder.unit
 
     def fill(self, modules: dict[str, Module]) -> list[Job]:
         """What fills the parameters of `modules`, in any order."""
@@ -161,13 +183,16 @@ class _Loader:
             for parameter, tensor in module.parameters().items():
                 parts = self._placements[f"{name}.{parameter}"]
                 are_packed = all(part.source in self._source.packed for part in parts)
-                if isinstance(module, Linear) and are_packed:
+                if isinstance(module, Linear) and parts and are_packed:
                     jobs.append(partial(self._fill_packed, module, parts))
                     continue
                 target = _allocate(tensor.shape, self._dtype, self._device)
                 setattr(module, parameter, target)
+                if not parts:  # a bias that only rank 0 adds
+                    target.zero_()
                 for part in parts:
-                    jobs += self._source.fill_jobs(part.source, target[part.rows], part.row_order)
+                    rows = target[part.rows]
+                    jobs += self._source.fill_jobs(part.source, rows, part.row_order, part.columns)
         return jobs
 
     def finish(self, modules: dict[str, Module]) -> list[Job]:
@@ -190,6 +215,15 @@ class _Loader:
         if weight is None:
             names = ", ".join(part.source for part in parts)
             raise CheckpointError(f"{names} are quantised in different ways, so they do not fuse.")
+        columns = parts[0].columns  # what is cut by columns has one part
+        if columns is not None:
+            gather = partial(
+                self._parallel.all_gather,
+                total=weight.shape[1],
+                unit=column_unit(parts[0].parameter, self._config, self._unit),
+            )
+            weight, needs_all_inputs = shard_columns(weight, columns, self._parallel)
+            module.gather = gather if needs_all_inputs else None
         module.weight = self._backend.prepare(weight.to(self._device), self._dtype)
 
     def _quantize(self, module: Linear, target: Target) -> None:

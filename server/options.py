@@ -145,6 +145,12 @@ OPTIONS: tuple[Option, ...] = (
         EngineConfig,
     ),
     Option(
+        "tensor_parallel_size",
+        integer(1, 64),
+        "The processes, each with a GPU of its own, that share the model's weights",
+        EngineConfig,
+    ),
+    Option(
         "num_threads",
         integer(1),
         "CPU threads the engine computes with",

@@ -8,6 +8,7 @@ import torch
 from engine.batch import Batch
 from engine.layers.rotary import Rotary
 from engine.models.config import DecoderConfig
+from engine.parallel import TensorParallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,21 @@ class Positions:
 class PositionEncoding:
     """Makes the Positions of a step, by RoPE or ALiBi and with LogN scaling where there is any."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        parallel: TensorParallel,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self._dtype = dtype
         self._logn_length = config.logn_length
         self._rotary = None
         self._slopes = None
         if config.rope is None:
-            self._slopes = alibi_slopes(config.num_heads).to(device)
+            heads = parallel.share(config.num_heads)
+            self._slopes = alibi_slopes(config.num_heads)[heads.start : heads.stop].to(device)
         else:
             self._rotary = Rotary(config.rope, dtype=dtype, device=device)
 

@@ -19,21 +19,25 @@ from engine.layers.moe import MoE
 from engine.layers.norm import RMSNorm
 from engine.layers.positions import PositionEncoding, Positions
 from engine.models.config import DecoderConfig
+from engine.models.rank import VOCABULARY_UNIT, shard_config
+from engine.parallel import ALONE, TensorParallel
 
 
 class DecoderLayer:
     """One layer; its input is the last layer's output and, not yet added to it, the residual."""
 
-    __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
+    __slots__ = ("_parallel", "attention", "attention_norm", "mlp", "mlp_norm")
 
     def __init__(
         self,
         backend: Backend,
         config: DecoderConfig,
         layer: int,
+        parallel: TensorParallel,
         *,
         dtype: torch.dtype,
     ) -> None:
+        self._parallel = parallel
         size = config.hidden_size
         self.attention_norm = RMSNorm(backend, size, config, dtype=dtype)
         self.attention = Attention(backend, config, layer, dtype=dtype)
@@ -60,8 +64,8 @@ class DecoderLayer:
         else:
             normed, residual = self.attention_norm.add(x, residual)
         attended = self.attention(normed, positions, step, key_cache, value_cache)
-        normed, residual = self.mlp_norm.add(attended, residual)
-        return self.mlp(normed), residual
+        normed, residual = self.mlp_norm.add(self._parallel.all_reduce(attended), residual)
+        return self._parallel.all_reduce(self.mlp(normed)), residual
 
     def parts(self) -> dict[str, Module]:
         norms: dict[str, Module] = {
@@ -72,23 +76,38 @@ class DecoderLayer:
 
 
 class Decoder:
-    """A decoder-only language model, made without memory for its parameters."""
+    """A decoder-only language model, made without memory for its parameters, or one rank of it.
+
+    `unit` is the least number of columns that tensor parallelism keeps together.
+    """
 
     def __init__(
-        self, config: DecoderConfig, backend: Backend, *, dtype: torch.dtype, device: torch.device
+        self,
+        config: DecoderConfig,
+        backend: Backend,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        parallel: TensorParallel = ALONE,
+        unit: int = 1,
     ) -> None:
-        self.config = config
+        self.config = config  # of the whole model
+        self.own_config = shard_config(config, parallel, unit)  # of this rank
+        self.parallel = parallel
+        self.unit = unit
         self.backend = backend
         self.dtype = dtype
         self.device = device
-        size, vocab_size = config.hidden_size, config.vocab_size
-        self.embedding = Embedding(vocab_size, size, dtype=dtype)
+        size = config.hidden_size
+        vocabulary = parallel.share(config.vocab_size, VOCABULARY_UNIT)
+        self.embedding = Embedding(vocabulary, size, parallel, dtype=dtype)
         self.layers = [
-            DecoderLayer(backend, config, layer, dtype=dtype) for layer in range(config.num_layers)
+            DecoderLayer(backend, self.own_config, layer, parallel, dtype=dtype)
+            for layer in range(config.num_layers)
         ]
         self.norm = RMSNorm(backend, size, config, dtype=dtype)
-        self.head = Linear(backend, size, vocab_size, dtype=dtype)
-        self.positions = PositionEncoding(config, dtype=dtype, device=device)
+        self.head = Linear(backend, size, len(vocabulary), dtype=dtype)
+        self.positions = PositionEncoding(config, parallel, dtype=dtype, device=device)
 
     def forward(self, batch: Batch, kv_cache: KVCache) -> torch.Tensor:
         """Compute every token of `batch`, reading and writing its sequences' blocks in `kv_cache`.
@@ -108,7 +127,8 @@ class Decoder:
 
     def compute_logits(self, hidden_rows: torch.Tensor) -> torch.Tensor:
         """Logits of rows of `forward`'s result: (n, hidden_size) -> (n, vocab_size) float32."""
-        return self.head(hidden_rows).float()
+        logits = self.head(hidden_rows)
+        return self.parallel.all_gather(logits, self.config.vocab_size, VOCABULARY_UNIT).float()
 
     def modules(self) -> dict[str, Module]:
         """All that has parameters to fill, by name; not a tied head."""

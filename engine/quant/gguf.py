@@ -11,6 +11,7 @@ from functools import cache, partial
 import torch
 
 from engine.gguf import GgufTensor
+from engine.weight_source import Job, Rows
 
 # Small enough that a piece's intermediates stay in a core's cache, large enough for few calls.
 _PIECE_ELEMENTS_CPU = 2**17
@@ -18,40 +19,42 @@ _PIECE_ELEMENTS_CUDA = 2**24
 
 
 def fill_jobs(
-    tensor: GgufTensor, target: torch.Tensor, row_order: torch.Tensor | None
-) -> list[Callable[[], None]]:
-    """Cut the filling of `target` from `tensor`, of the same shape, into independent jobs.
-
-    `row_order` is the tensor's row for each row of `target`; None = the same.
-    """
+    tensor: GgufTensor, target: torch.Tensor, rows: Rows, columns: slice | None
+) -> list[Job]:
+    """Cut the filling of `target` from `rows` and `columns` of `tensor` into independent jobs."""
     data = torch.from_numpy(tensor.data)
     if target.dim() == 1:
-        return [partial(_fill_vector, tensor, target, data, row_order)]
+        return [partial(_fill_vector, tensor, target, data, rows)]
     limit = _PIECE_ELEMENTS_CUDA if target.is_cuda else _PIECE_ELEMENTS_CPU
-    num_rows = max(1, limit // target.shape[1])
-    rows = data.view(target.shape[0], -1)
-    jobs: list[Callable[[], None]] = []
+    num_rows = max(1, limit // tensor.shape[1])
+    data = data.view(tensor.shape[0], -1)
+    if isinstance(rows, slice):
+        data, rows = data[rows], None
+    jobs: list[Job] = []
     for start in range(0, target.shape[0], num_rows):
         piece = slice(start, start + num_rows)
-        order = None if row_order is None else row_order[piece]
-        source = rows[piece] if row_order is None else rows
-        jobs.append(partial(_fill_rows, tensor, target[piece], source, order))
+        order = None if rows is None else rows[piece]
+        source = data[piece] if rows is None else data
+        jobs.append(partial(_fill_rows, tensor, target[piece], source, order, columns))
     return jobs
 
 
 def _fill_rows(
-    tensor: GgufTensor, target: torch.Tensor, rows: torch.Tensor, order: torch.Tensor | None
+    tensor: GgufTensor,
+    target: torch.Tensor,
+    rows: torch.Tensor,
+    order: torch.Tensor | None,
+    columns: slice | None,
 ) -> None:
     data = rows if order is None else rows[order]
     blocks = data.to(target.device).view(-1, tensor.block_bytes)
-    target.copy_(dequantize(tensor.type_name, blocks).view(target.shape))
+    values = dequantize(tensor.type_name, blocks).view(data.shape[0], -1)
+    target.copy_(values if columns is None else values[:, columns])
 
 
-def _fill_vector(
-    tensor: GgufTensor, target: torch.Tensor, data: torch.Tensor, order: torch.Tensor | None
-) -> None:
+def _fill_vector(tensor: GgufTensor, target: torch.Tensor, data: torch.Tensor, rows: Rows) -> None:
     elements = dequantize(tensor.type_name, data.view(-1, tensor.block_bytes)).flatten()
-    target.copy_(elements if order is None else elements[order])
+    target.copy_(elements if rows is None else elements[rows])
 
 
 def dequantize(type_name: str, blocks: torch.Tensor) -> torch.Tensor:

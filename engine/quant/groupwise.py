@@ -70,9 +70,25 @@ class GroupwiseWeight:
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.dequantize().to(x.dtype))
 
-    def select_rows(self, rows: torch.Tensor) -> "GroupwiseWeight":
+    def select_rows(self, rows: torch.Tensor | slice) -> "GroupwiseWeight":
         return replace(
             self, codes=self.codes[rows], scales=self.scales[rows], zeros=self.zeros[rows]
+        )
+
+    def take_columns(self, columns: slice, group_size: int) -> "GroupwiseWeight":
+        """Some columns, as stored, of a weight without `order`: whole groups of `group_size`, or
+        any of a weight with one group, which then has one of that size.
+        """
+        per_byte = 8 // self.bits
+        groups = slice(None)
+        if self.scales.shape[1] > 1:
+            groups = slice(columns.start // group_size, -(-columns.stop // group_size))
+        return replace(
+            self,
+            codes=self.codes[:, columns.start // per_byte : columns.stop // per_byte].contiguous(),
+            scales=self.scales[:, groups].contiguous(),
+            zeros=self.zeros[:, groups].contiguous(),
+            group_size=group_size,
         )
 
     def to(self, device: torch.device) -> "GroupwiseWeight":

@@ -12,7 +12,7 @@ import torch
 from engine.errors import CheckpointError
 from engine.quant.config import QuantizationConfig
 from engine.quant.groupwise import GroupwiseWeight, pack_nibbles, unpack_nibbles
-from engine.weight_source import Job, TensorFiles, copy_rows
+from engine.weight_source import Job, Rows, TensorFiles, copy_part
 
 # Nibble i of an AWQ word is column _AWQ_ORDER[i] of its eight; this is the inverse.
 _AWQ_NIBBLE_OF_COLUMN = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
@@ -46,9 +46,9 @@ class PackedSource:
         return cls(files, config, shapes, frozenset(f"{module}.weight" for module in modules))
 
     def fill_jobs(
-        self, name: str, target: torch.Tensor, row_order: torch.Tensor | None
+        self, name: str, target: torch.Tensor, rows: Rows = None, columns: slice | None = None
     ) -> list[Job]:
-        return [partial(copy_rows, self._read, name, target, row_order)]
+        return [partial(copy_part, self._read, name, target, rows, columns)]
 
     def _read(self, name: str) -> torch.Tensor:
         return self.read_packed(name).dequantize() if name in self.packed else self.files.read(name)
