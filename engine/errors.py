@@ -37,3 +37,7 @@ class EngineDead(EngineError):
 
 class InvariantViolated(EngineError):
     """Our own bookkeeping is wrong: a bug."""
+
+
+class RankLost(EngineError):
+    """Another process of a tensor-parallel group has ended: this one must end too."""

@@ -12,13 +12,17 @@ import struct
 import sys
 import threading
 import time
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from engine.errors import EngineError
 from engine.logs import configure_logging
 from engine.process import set_thread_policy
+
+if TYPE_CHECKING:
+    from engine.kv_cache import KVCache
+    from engine.models.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +36,6 @@ def main() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides when to stop
         signal.signal(signum, signal.SIG_IGN)
     # these import torch
-    from engine.batch import Batch, StepInput
     from engine.followers import FollowerOptions, join
     from engine.load import load_follower, resolve_device
     from engine.parallel import TensorParallel
@@ -47,16 +50,32 @@ def main() -> None:
     except EngineError as exc:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(1)
+    compute(options.engine.block_size, decoder, kv_cache, frames)
+
+
+def compute(
+    block_size: int,
+    decoder: "Decoder",
+    kv_cache: "KVCache",
+    frames: "queue.SimpleQueue[bytes | None]",
+) -> None:
+    """Compute every step until there are no more. Exit status 1 when another rank is lost."""
     import torch
 
+    from engine.batch import Batch, StepInput
+
     decode = msgspec.msgpack.Decoder(StepInput).decode
-    with torch.inference_mode():
-        while (frame := frames.get()) is not None:
-            step = decode(frame)
-            batch = Batch.of(step, options.engine.block_size, decoder.device)
-            hidden = decoder.forward(batch, kv_cache)
-            for rows in step.logits_rows:
-                decoder.compute_logits(hidden[rows])
+    try:
+        with torch.inference_mode():
+            while (frame := frames.get()) is not None:
+                step = decode(frame)
+                batch = Batch.of(step, block_size, decoder.device)
+                hidden = decoder.forward(batch, kv_cache)
+                for rows in step.logits_rows:
+                    decoder.compute_logits(hidden[rows])
+    except RuntimeError as exc:  # a collective's, most likely
+        logger.error("step failed", extra={"fields": {"reason": str(exc)[:300]}})
+        sys.exit(1)
     torch.distributed.destroy_process_group()
 
 

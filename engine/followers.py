@@ -62,6 +62,8 @@ class Followers:
                 _write(process, msgspec.json.encode(options) + b"\n")
                 processes.append(process)
             followers = cls(processes)
+            fields = {"followers": [process.pid for process in processes]}
+            logger.info("started tensor-parallel ranks", extra={"fields": fields})
             join(TensorParallel(0, size), rendezvous, device)
         return followers
 
@@ -70,6 +72,16 @@ class Followers:
         data = msgspec.msgpack.encode(step)
         for process in self._processes:
             _write(process, struct.pack("<I", len(data)) + data)
+
+    def lost(self) -> str | None:
+        """What to say of a rank that has ended, or is about to be gone."""
+        give_up_s = time.monotonic() + _GRACE_S
+        while time.monotonic() < give_up_s:
+            for rank, process in enumerate(self._processes, start=1):
+                if (status := process.poll()) is not None:
+                    return f"Tensor-parallel rank {rank} ended with exit status {status}."
+            time.sleep(0.01)
+        return None
 
     def close(self) -> None:
         """End the followers and leave the group."""
@@ -90,11 +102,9 @@ class Followers:
         if self._is_closing:
             return
         # A collective may wait for that rank for ever, so nothing but the end of this process
-        # helps. If loading failed here for the same reason, this process says so first.
+        # helps. Where this process has noticed by itself it is gone before this.
         time.sleep(_GRACE_S)
-        fields = {"rank": rank, "exit_status": status}
-        logger.critical("a tensor-parallel rank ended", extra={"fields": fields})
-        sys.stderr.write(f"error: tensor-parallel rank {rank} ended with exit status {status}\n")
+        sys.stderr.write(f"error: Tensor-parallel rank {rank} ended with exit status {status}.\n")
         sys.stderr.flush()
         os._exit(1)
 

@@ -13,6 +13,7 @@ from itertools import accumulate
 import torch
 
 from engine.batch import Batch, StepInput
+from engine.errors import RankLost
 from engine.followers import Followers
 from engine.kv_cache import KVCache
 from engine.logprobs import prompt_logprobs
@@ -41,9 +42,20 @@ class ModelRunner:
         """The base of the rotary embedding of a sequence with such a prompt."""
         return self.decoder.config.rope_theta(num_prompt_tokens)
 
-    @torch.inference_mode()
     def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
-        """Compute all chunks in one forward pass; one result for each, in order."""
+        """Compute all chunks in one forward pass; one result for each, in order.
+
+        Raises RankLost when another rank has ended.
+        """
+        try:
+            return self._run(chunks)
+        except (RuntimeError, OSError) as exc:  # a collective's, a pipe's
+            if self.followers is not None and (lost := self.followers.lost()):
+                raise RankLost(lost) from exc
+            raise
+
+    @torch.inference_mode()
+    def _run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
         sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
         step = StepInput.of(chunks, self.info.block_size, _logits_rows(chunks, sampling))
         if self.followers is not None:

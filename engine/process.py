@@ -18,7 +18,7 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.core import Engine
-from engine.errors import EngineError, InvariantViolated, RequestRejected
+from engine.errors import EngineError, InvariantViolated, RankLost, RequestRejected
 from engine.logs import LogFormat, configure_logging
 from engine.messages import (
     Abort,
@@ -76,7 +76,7 @@ class EngineLoop:
     def _step(self) -> list[Event]:
         try:
             return self._engine.step()
-        except InvariantViolated:
+        except (InvariantViolated, RankLost):
             raise
         except Exception as exc:
             # The device or a kernel failed: nothing computed in this step can be trusted, but the
@@ -170,7 +170,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the supervisor decides
     threading.Thread(target=_stop_with_parent, args=(loop,), daemon=True).start()
-    loop.run()
+    try:
+        loop.run()
+    except RankLost as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(1)
     engine.runner.close()
     transport.close()
 

@@ -26,6 +26,11 @@ def shard_config(config: DecoderConfig, parallel: TensorParallel, unit: int) -> 
             f"and {kv_heads} KV heads evenly."
         )
 
+    if -(-config.vocab_size // VOCABULARY_UNIT) < size:
+        raise ConfigError(
+            f"--tensor-parallel-size {size} is too much for a vocabulary of {config.vocab_size}."
+        )
+
     def width(total: int) -> int:
         if total and -(-total // unit) < size:
             raise ConfigError(

@@ -47,6 +47,9 @@ class ToyRunner:
     def rope_theta(self, num_prompt_tokens: int) -> float:
         return 0.0
 
+    def close(self) -> None:
+        pass
+
     def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
         written: set[int] = set()
         for chunk in chunks:
