@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from engine import malloc
 from engine.backends.base import Backend
 from engine.bin_files import BinFiles
 from engine.checkpoint import Checkpoint
@@ -28,14 +29,14 @@ from engine.models.decoder import Decoder
 from engine.parallel import ALONE, TensorParallel
 from engine.placement import Placement, place_tensors
 from engine.quant.config import read_quantization
-from engine.quant.groupwise import concatenate
+from engine.quant.groupwise import GroupwiseWeight, concatenate
 from engine.quant.packed_source import PackedSource
 from engine.quant.quantize import Target, quantize
 from engine.safetensors_files import SafetensorsFiles
 from engine.sharding import column_unit, shard_columns, shard_placements
 from engine.weight_source import Job, PlainSource, TensorFiles, WeightSource
 
-_GROUP_BYTES = 2**26
+_GROUP_BYTES = 2**25
 _PLAIN_UNIT, _QUANTIZED_UNIT = 16, 32
 _NORMALIZED_ROWS = 4096  # at once, to bound the memory that it takes
 # --quantization makes these smaller: the large matrices of every layer, and of experts
@@ -83,7 +84,11 @@ def load_decoder(
     shapes = {name: tensor.shape for name, tensor in whole.parameters().items()}
     placements = shard_placements(placements, shapes, config, parallel, unit)
     loader = _Loader(source, placements, dtype, device, backend, quantization, decoder)
-    with _single_threaded_torch(), ThreadPoolExecutor(_num_cores()) as pool:
+    with (
+        malloc.returned_when_freed(),
+        _single_threaded_torch(),
+        ThreadPoolExecutor(_num_cores()) as pool,
+    ):
         for group in _groups(decoder.modules()):
             for work in (loader.fill(group), loader.finish(group)):
                 for _ in pool.map(_call, work):
@@ -206,15 +211,7 @@ class _Loader:
         ]
 
     def _fill_packed(self, module: Linear, parts: list[Placement]) -> None:
-        weights = [self._source.read_packed(part.source) for part in parts]
-        ordered = [
-            weight if part.row_order is None else weight.select_rows(part.row_order)
-            for weight, part in zip(weights, parts, strict=True)
-        ]
-        weight = concatenate(ordered)
-        if weight is None:
-            names = ", ".join(part.source for part in parts)
-            raise CheckpointError(f"{names} are quantised in different ways, so they do not fuse.")
+        weight = self._read_packed(parts)
         columns = parts[0].columns  # what is cut by columns has one part
         if columns is not None:
             gather = partial(
@@ -225,6 +222,18 @@ class _Loader:
             weight, needs_all_inputs = shard_columns(weight, columns, self._parallel)
             module.gather = gather if needs_all_inputs else None
         module.weight = self._backend.prepare(weight.to(self._device), self._dtype)
+
+    def _read_packed(self, parts: list[Placement]) -> GroupwiseWeight:
+        """The rows of all parts; each part is dropped on return, before more memory is needed."""
+        ordered = []
+        for part in parts:
+            weight = self._source.read_packed(part.source)
+            ordered.append(weight if part.row_order is None else weight.select_rows(part.row_order))
+        joined = concatenate(ordered)
+        if joined is None:
+            names = ", ".join(part.source for part in parts)
+            raise CheckpointError(f"{names} are quantised in different ways, so they do not fuse.")
+        return joined
 
     def _quantize(self, module: Linear, target: Target) -> None:
         if isinstance(module.weight, torch.Tensor):

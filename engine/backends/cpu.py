@@ -12,6 +12,7 @@ from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
 
 _INT4_GROUP_SIZES = (32, 64, 128, 256)
 _INT4_ROWS = 16  # the kernel wants a multiple
+_PACKED_ROWS = 256  # brought to the kernel's layout at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,12 @@ class Int4Weight:
         scales = weight.scales.float()
         offsets = (8 - weight.zeros.float()) * scales  # the kernel subtracts 8 from each code
         pairs = torch.stack((scales, offsets), dim=-1).transpose(0, 1).contiguous()
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.unpacked().int(), 1)
+        packed = torch.empty_like(weight.codes)
+        # The operator wants each code in 32 bits; its layout is by blocks of 64 rows at most.
+        for start in range(0, len(packed), _PACKED_ROWS):
+            piece = slice(start, start + _PACKED_ROWS)
+            codes = weight.select_rows(piece).unpacked().int()
+            packed[piece] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
         return cls(weight.shape, packed, pairs.to(dtype), weight.group_size, weight.order)
 
     @property
@@ -81,6 +87,6 @@ class CpuBackend(ReferenceBackend):
         elif weight.group_size == columns and weight.order is None:
             zeros = weight.zeros
             if bool((zeros == 128).all()):
-                codes = (weight.codes.to(torch.int16) - 128).to(torch.int8)
+                codes = (weight.codes ^ 128).view(torch.int8)  # less 128
                 return Int8Weight(codes, weight.scales.flatten().to(dtype))
         return weight

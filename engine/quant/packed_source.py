@@ -17,6 +17,7 @@ from engine.weight_source import Job, Rows, TensorFiles, copy_part
 # Nibble i of an AWQ word is column _AWQ_ORDER[i] of its eight; this is the inverse.
 _AWQ_NIBBLE_OF_COLUMN = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 _PARTS = ("qweight", "qzeros", "scales")
+_REORDERED_ROWS = 256  # at once, to bound the memory that it takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,9 @@ class PackedSource:
         group_size = self.config.group_size or columns
         order = self._order(module, columns, group_size)
         if order is not None:
-            unpacked = codes if bits == 8 else unpack_nibbles(codes)
-            unpacked = unpacked[:, order]
-            codes = unpacked if bits == 8 else pack_nibbles(unpacked)
+            # A piece at a time: a code in a byte of its own takes twice the memory.
+            for piece in torch.split(codes, _REORDERED_ROWS):
+                piece.copy_(_take_columns(piece, order, bits))
         return GroupwiseWeight(
             codes, scales.T.contiguous(), zeros.T.contiguous(), bits, group_size, order
         )
@@ -156,6 +157,13 @@ def _checked_shape(
     if g_idx is not None and g_idx != (columns,):
         raise CheckpointError(f"Tensor '{module}.g_idx' has the shape {g_idx}.")
     return rows, columns
+
+
+def _take_columns(codes: torch.Tensor, order: torch.Tensor, bits: int) -> torch.Tensor:
+    """Columns of packed codes in an order, packed again."""
+    if bits == 8:
+        return codes[:, order]
+    return pack_nibbles(unpack_nibbles(codes)[:, order])
 
 
 def _unpack_columns(words: torch.Tensor, bits: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ INT4_GROUP_SIZE = 32
 _RANGES = (1.0, 0.9, 0.8)  # shares of a group's own range, as first guesses
 _FITS = 3
 _SMALLEST_SCALE = 6e-8  # that float16 can hold
-_PIECE_ELEMENTS = 2**22  # quantized at once, to bound the memory that it takes
+_PIECE_ELEMENTS = 2**17  # quantized at once, to bound the memory that it takes
 
 
 def quantize(weight: torch.Tensor, target: Target) -> GroupwiseWeight:
