@@ -5,6 +5,7 @@ EngineError
   CheckpointError      a model file that is missing, damaged or of an unsupported kind
   RequestRejected      a request that can never be served; carries a messages.Fault
   EngineDead           the engine process is gone or does not answer
+  RankLost             a process of a tensor-parallel group is gone
   InvariantViolated    our own bookkeeping is wrong: a bug
 """
 

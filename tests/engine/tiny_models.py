@@ -60,9 +60,14 @@ def build(model_type: str, **options: Any) -> Any:
 def write(model: Any, folder: Path, *, shard_size: str = "1GB") -> Path:
     """Save `model` in the hub's layout, with a tokenizer.json that holds one token."""
     model.save_pretrained(folder, max_shard_size=shard_size)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer.json that holds one token."""
     tokenizer = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return folder
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
