@@ -31,6 +31,12 @@ class Placement:
     row_order: Rows  # the source's row for each of these rows; None = the same
     columns: slice | None = None  # of the source; None = all
 
+    def rows_of_source(self, num_rows: int) -> slice | torch.Tensor:
+        """Of a parameter of `num_rows` rows, the row that holds each row of the source."""
+        if self.row_order is None or isinstance(self.row_order, slice):
+            return self.rows
+        return torch.arange(num_rows)[self.rows][self.row_order.argsort()]
+
 
 def place_tensors(
     decoder: Decoder,
@@ -68,6 +74,12 @@ def place_tensors(
         if name not in expected and not name.endswith(ignored) and not is_ignorable(name):
             raise CheckpointError(f"{checkpoint.path} has the unexpected tensor {name!r}.")
     return placements
+
+
+def hub_placements(decoder: Decoder, model_type: str) -> list[Placement]:
+    """The same for the tensors that a folder of the hub has, whatever files there are."""
+    family = registry.family(model_type)
+    return list(_placements(decoder, family.hub_rules, family.hub_pairs_neighbours))
 
 
 def _placements(

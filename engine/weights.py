@@ -75,7 +75,7 @@ def load_decoder(
     decoder = whole
     if parallel.size > 1:
         decoder = Decoder(config, backend, dtype=dtype, device=device, parallel=parallel, unit=unit)
-    source = _open(checkpoint)
+    source = open_source(checkpoint)
     if quantization is not None and source.packed:
         raise ConfigError(
             f"--quantization {quantization} is for plain weights; {checkpoint.path} is quantised."
@@ -254,7 +254,8 @@ def _normalize_rows(head: Linear) -> None:
         rows.copy_(F.normalize(rows.float(), dim=1))
 
 
-def _open(checkpoint: Checkpoint) -> WeightSource:
+def open_source(checkpoint: Checkpoint) -> WeightSource:
+    """The weights of a checkpoint. Raises CheckpointError on files that cannot be read."""
     if checkpoint.format == "gguf":
         return GgufSource.open(checkpoint.path)
     files: TensorFiles

@@ -1,0 +1,33 @@
+"""What `qwen-serve quantize` and its child, engine/quantize.py, say to each other. No torch.
+
+One line of JSON each: the job on standard input, one LayerQuantized after another on standard
+output.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class QuantizeJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What to quantize, and how."""
+
+    model: str  # a folder or a .gguf file
+    output: str  # an empty folder
+    token_ids: list[list[int]]  # the calibration's samples
+    bits: Literal[4, 8] = 4
+    group_size: int = 128  # columns; -1 = one group for each row
+    act_order: bool = False
+    symmetric: bool = True
+    damp: float = 0.01
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class LayerQuantized(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer is done."""
+
+    layer: int  # from 1
+    num_layers: int
+    seconds: float
+    # of each matrix: the mean squared error of its outputs over their mean square
+    errors: dict[str, float]
