@@ -10,7 +10,7 @@ from engine.errors import CheckpointError
 from engine.models.config import DecoderConfig
 from engine.models.family import Family, rules
 from engine.models.options import flag, number, positive_integer, require
-from engine.models.rope import Rope
+from engine.models.rope import Rope, RopeScaling
 
 
 def _decoder_config(config: dict[str, Any]) -> DecoderConfig:
@@ -39,12 +39,29 @@ def _decoder_config(config: dict[str, Any]) -> DecoderConfig:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         rms_norm_eps=number(config, "layernorm_epsilon"),
-        rope=Rope(theta=10000.0 * number(config, "rope_ratio", 1.0), rotary_dim=head_dim // 2),
+        rope=_rope(config, rotary_dim=head_dim // 2),
         max_position_embeddings=positive_integer(config, "seq_length"),
         qkv_bias=flag(config, "add_qkv_bias", False),
         output_bias=False,
         tie_word_embeddings=flag(config, "tie_word_embeddings", False),
         norm_scales_in_float32=True,
+    )
+
+
+def _rope(config: dict[str, Any], rotary_dim: int) -> Rope:
+    """ChatGLM3-6B-32K multiplies the base by rope_ratio, ChatGLM2-6B-32K divides positions by it.
+
+    Only the name says which, so a config without one is refused.
+    """
+    ratio = number(config, "rope_ratio", 1.0)
+    name = str(config.get("_name_or_path")).lower()
+    if ratio == 1.0 or "chatglm3" in name:
+        return Rope(10000.0 * ratio, rotary_dim)
+    if "chatglm2" in name:
+        return Rope(10000.0, rotary_dim, RopeScaling("linear", factor=ratio))
+    raise CheckpointError(
+        f"rope_ratio = {ratio:g} means one thing in ChatGLM2 and another in ChatGLM3, and the "
+        "model's config has neither in its _name_or_path."
     )
 
 

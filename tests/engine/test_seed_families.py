@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from engine.backends.reference import ReferenceBackend
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError
 from engine.layers.positions import alibi_slopes
+from engine.models import chatglm as chatglm_family
 from engine.models import qwen
 from engine.models.rope import Rope, RopeScaling
 from engine.sequence import Chunk
@@ -82,9 +84,16 @@ def test_baichuan2(tmp_path: Path, kind: str) -> None:
             assert_equal(run.logits(prompt, chunk_size), wanted)
 
 
-@pytest.mark.parametrize("rope_ratio", [None, 50])
-def test_chatglm(tmp_path: Path, rope_ratio: int | None) -> None:
-    options = {} if rope_ratio is None else {"rope_ratio": rope_ratio}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rope_ratio": 50},
+        {"rope_ratio": 16, "_name_or_path": "THUDM/chatglm2-6b-32k"},
+        {"rope_ratio": 1, "_name_or_path": "/data/mine"},
+    ],
+)
+def test_chatglm(tmp_path: Path, options: dict[str, Any]) -> None:
     weights, config = seed_models.write_chatglm(tmp_path, **options)
     run = forwarder(tmp_path)
     for length in (1, 60):
@@ -92,6 +101,17 @@ def test_chatglm(tmp_path: Path, rope_ratio: int | None) -> None:
         wanted = chatglm.forward(weights, config, prompt)
         for chunk_size in (length, 7):
             assert_equal(run.logits(prompt, chunk_size), wanted)
+
+
+def test_chatglm_rope_ratio_needs_a_version(tmp_path: Path) -> None:
+    """The second divides positions by it and the third multiplies the base."""
+    _, config = seed_models.write_chatglm(tmp_path)
+    for name, theta, factor in (("THUDM/chatglm2-6b-32k", 1e4, 16), ("/x/ChatGLM3-32k", 16e4, 1)):
+        options = {"rope_ratio": 16, "_name_or_path": name}
+        rope = chatglm_family.CHATGLM.decoder_config(config | options).rope
+        assert rope is not None and (rope.theta, rope.scaling.factor) == (theta, factor)
+    with pytest.raises(CheckpointError, match="rope_ratio = 16 means one thing"):
+        chatglm_family.CHATGLM.decoder_config(config | {"rope_ratio": 16, "_name_or_path": "/x"})
 
 
 def test_published_ntk_bases() -> None:

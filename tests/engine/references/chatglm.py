@@ -10,10 +10,13 @@ from tests.engine.references.common import angles, attend, heads, rms_norm
 Weights = dict[str, torch.Tensor]
 
 
-def turn(x: torch.Tensor, base: float) -> torch.Tensor:
-    """apply_rotary_pos_emb: neighbours (2i, 2i + 1) of the first half of each head."""
+def turn(x: torch.Tensor, base: float, step: float) -> torch.Tensor:
+    """apply_rotary_pos_emb: neighbours (2i, 2i + 1) of the first half of each head.
+
+    `step` lies between one position and the next.
+    """
     rotary_dim = x.shape[-1] // 2
-    theta = angles(x.shape[1], rotary_dim, base)
+    theta = angles(x.shape[1], rotary_dim, base) * step
     turned = x.clone()
     even, odd = x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
     turned[..., 0:rotary_dim:2] = even * theta.cos() - odd * theta.sin()
@@ -25,7 +28,9 @@ def forward(weights: Weights, config: dict[str, Any], token_ids: list[int]) -> t
     """Logits (length, padded_vocab_size)."""
     num_heads, dim = config["num_attention_heads"], config["kv_channels"]
     num_groups, eps = config["multi_query_group_num"], config["layernorm_epsilon"]
-    base = 10000.0 * config.get("rope_ratio", 1)
+    ratio = config.get("rope_ratio", 1)
+    is_second = "chatglm2" in config["_name_or_path"]
+    base, step = (10000.0, 1 / ratio) if is_second else (10000.0 * ratio, 1.0)
     sizes = [num_heads * dim, num_groups * dim, num_groups * dim]
     x = weights["transformer.embedding.word_embeddings.weight"][token_ids]
     for i in range(config["num_layers"]):
@@ -35,9 +40,9 @@ def forward(weights: Weights, config: dict[str, Any], token_ids: list[int]) -> t
         qkv = y @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
         q, k, v = torch.split(qkv, sizes, dim=-1)
         share = num_heads // num_groups
-        keys = turn(heads(k, num_groups), base).repeat_interleave(share, dim=0)
+        keys = turn(heads(k, num_groups), base, step).repeat_interleave(share, dim=0)
         values = heads(v, num_groups).repeat_interleave(share, dim=0)
-        y = attend(turn(heads(q, num_heads), base), keys, values)
+        y = attend(turn(heads(q, num_heads), base, step), keys, values)
         x = x + y @ weights[f"{layer}.self_attention.dense.weight"].T
         y = rms_norm(x, weights[f"{layer}.post_attention_layernorm.weight"], eps)
         gate, up = (y @ weights[f"{layer}.mlp.dense_h_to_4h.weight"].T).chunk(2, dim=-1)
