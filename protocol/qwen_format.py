@@ -46,8 +46,8 @@ class QwenFormat(BuiltInFormat):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        system = DEFAULT_SYSTEM if conversation.system is None else conversation.system.strip()
-        ids = self._block("system", system)
+        system = DEFAULT_SYSTEM if conversation.system is None else conversation.system
+        ids = self._block("system", _trimmed(system))
         *history, _ = conversation.turns
         *blocks, last = (
             [i for said in turn.messages for i in self._message(said)]
@@ -67,9 +67,7 @@ class QwenFormat(BuiltInFormat):
         return ids
 
     def _message(self, said: Said) -> list[int]:
-        # openai_api.py trims so, because the training data was
-        text = said.text.lstrip("\n").rstrip()
-        return [*self._newline, *self._block(said.role, text)]
+        return [*self._newline, *self._block(said.role, _trimmed(said.text))]
 
     def _block(self, role: str, text: str) -> list[int]:
         return [*self._opening(role), *self._plain(text), self._end]
@@ -79,3 +77,8 @@ class QwenFormat(BuiltInFormat):
 
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, parse_special=False)
+
+
+def _trimmed(text: str) -> str:
+    """As openai_api.py does, because the training data was."""
+    return text.lstrip("\n").rstrip()

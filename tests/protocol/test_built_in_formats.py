@@ -60,6 +60,54 @@ def make_context(
     return [*system_ids, *context, *query_ids, NEWLINE]
 
 
+# What parse_messages of openai_api.py and make_context of qwen_generation_utils.py (the authors'
+# own code, with their tokenizer) gave for these. The last one leaves out its oldest turn.
+PUBLISHED: list[tuple[list[dict[str, Any]], int, list[int]]] = [
+    (
+        [user("你好")],
+        6144,
+        [
+            *(IM_START, 8948, 198, 2610, 525, 264, 10950, 17847, 13, IM_END),
+            *(198, IM_START, 872, 198, 108386, IM_END, 198, IM_START, 77091, 198),
+        ],
+    ),
+    (
+        [
+            system(" You are terse.\n"),
+            user("Hi"),
+            assistant("Hello! How can I help?"),
+            user("1+1="),
+        ],
+        6144,
+        [
+            *(IM_START, 8948, 198, 1446, 525, 50537, 13, IM_END),
+            *(198, IM_START, 872, 198, 13048, IM_END),
+            *(198, IM_START, 77091, 198, 9707, 0, 2585, 646, 358, 1492, 30, IM_END),
+            *(198, IM_START, 872, 198, 16, 10, 16, 28, IM_END, 198, IM_START, 77091, 198),
+        ],
+    ),
+    (
+        [
+            *(system(""), user("one two three"), assistant("four five six")),
+            *(user("a"), assistant("b"), user("c")),
+        ],
+        30,
+        [
+            *(IM_START, 8948, 198, IM_END, 198, IM_START, 872, 198, 64, IM_END),
+            *(198, IM_START, 77091, 198, 65, IM_END),
+            *(198, IM_START, 872, 198, 66, IM_END, 198, IM_START, 77091, 198),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("messages", "window", "expected"), PUBLISHED)
+def test_qwen_as_published(
+    messages: list[dict[str, Any]], window: int, expected: list[int]
+) -> None:
+    assert QwenFormat(qwen(), window).encode(messages) == expected
+
+
 CONTENTS = st.one_of(
     st.sampled_from(["", "Hi", "你好，世界", "a\n\nb", ATTACK, "e\u0301 123"]),
     st.text(max_size=12).map(lambda text: text.strip()),
@@ -91,7 +139,7 @@ class TestQwen:
 
     def test_null_and_trimming(self) -> None:
         ids = self.encode(system(" S\n"), user("\n\n a \n"), assistant(None), user(None))
-        assert ids == make_context("", [(" a", "")], "S", 6144)
+        assert ids == make_context("", [(" a", "")], " S", 6144)
 
     def test_nobody_but_the_format_writes_control_tokens(self) -> None:
         ids = self.encode(system(ATTACK), user(ATTACK), assistant(ATTACK), user(ATTACK))
