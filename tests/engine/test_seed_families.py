@@ -84,6 +84,39 @@ def test_baichuan2(tmp_path: Path, kind: str) -> None:
             assert_equal(run.logits(prompt, chunk_size), wanted)
 
 
+# The first logits after 70 tokens, the first 40 of them the prompt and then one a step, that the
+# modeling files of the models' authors gave in float32 for the checkpoints of seed_models.
+AUTHORS_LOGITS: list[tuple[str, dict[str, Any], list[float]]] = [
+    ("qwen", {}, [-0.4730, -0.0116, 0.1190, 0.9393, 1.6313]),
+    ("baichuan", {"kind": "7b"}, [-0.1412, 1.1690, 1.9768, 0.8513, 0.0804]),
+    ("baichuan", {"kind": "13b"}, [0.3402, 0.8287, 0.5615, 1.0203, -0.7389]),
+    ("chatglm", {}, [0.2019, 0.5982, 0.2458, 0.3150, 0.9105]),
+    (
+        "chatglm",
+        {"rope_ratio": 16, "_name_or_path": "THUDM/chatglm2-6b-32k"},
+        [0.2623, 0.5894, 0.2415, 0.2576, 0.9511],
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "options", "wanted"), AUTHORS_LOGITS)
+def test_the_authors_own_logits(
+    tmp_path: Path, family: str, options: dict[str, Any], wanted: list[float]
+) -> None:
+    tokens = ids(70, 480)
+    if family == "qwen":
+        weights, config = seed_models.write_qwen_v1(tmp_path, **options)
+        reference = qwen_v1.forward(weights, config, tokens, 40)
+    elif family == "baichuan":
+        weights, config = seed_models.write_baichuan2(tmp_path, **options)
+        reference = baichuan2.forward(weights, config, tokens)
+    else:
+        weights, config = seed_models.write_chatglm(tmp_path, **options)
+        reference = chatglm.forward(weights, config, tokens)
+    for logits in (reference, forwarder(tmp_path).logits(tokens, 7, 40)):
+        torch.testing.assert_close(logits[-1, :5], torch.tensor(wanted), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     "options",
     [
