@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+KVCacheDtype = Literal["auto", "int8"]
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Options as given; engine/load.py resolves "auto" and None."""
@@ -13,12 +15,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # plain weights are made smaller while they are loaded; "none" = served as they are
     quantization: Literal["none", "int8", "int4"] = "none"
-    max_model_len: int | None = None  # None = the checkpoint's own context
+    # None = the checkpoint's own context; "auto" = as much of it as the KV cache holds
+    max_model_len: int | Literal["auto"] | None = None
+    # replaces the checkpoint's own, in the hub's spelling; None = the checkpoint's own
+    rope_scaling: dict[str, str | int | float | bool | None] | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = (
         None  # token budget of a step; None = 512 on CPU, 8192 on CUDA
     )
     kv_cache_memory_bytes: int | None = None  # None = sized from the memory that is free
+    kv_cache_dtype: KVCacheDtype = "auto"  # "auto" = the type computed in
     block_size: int = 16
     enable_prefix_caching: bool = True
     tensor_parallel_size: int = 1  # processes, one for each GPU, that share the model

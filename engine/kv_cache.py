@@ -1,8 +1,8 @@
-"""The tensors that hold keys and values, and how much memory to give them.
+"""The memory that holds keys and values, and how much of it to take.
 
-A cache is one key and one value tensor for each layer, in blocks of block_size slots; which
-sequence owns which block is engine/block_manager.py. The memory is not cleared: attention reads
-only slots that the step's sequences have written.
+A cache is the slots of keys and of values of each layer (engine/kv_slots.py), in blocks of
+block_size; which sequence owns which block is engine/block_manager.py. The memory is not cleared:
+attention reads only slots that the step's sequences have written.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+from engine.config import KVCacheDtype
 from engine.errors import ConfigError
+from engine.kv_slots import Int8Slots, PlainSlots, Slots
 from engine.models.config import DecoderConfig
 
 _CPU_CAP_BYTES = 4 * 2**30
@@ -18,12 +20,29 @@ _CPU_SHARE = 0.3
 _CUDA_SHARE = 0.9
 
 
+_SLOTS: dict[KVCacheDtype, type[PlainSlots] | type[Int8Slots]] = {
+    "auto": PlainSlots,
+    "int8": Int8Slots,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """Keys and values of one layer, in num_blocks * block_size slots each."""
+
+    keys: Slots
+    values: Slots
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.keys.num_kv_heads
+
+
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """`keys[layer]` and `values[layer]`: (num_blocks, block_size, num_kv_heads, head_dim) each."""
+    """The caches of all layers."""
 
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
+    layers: list[LayerCache]
     num_blocks: int
     block_size: int
 
@@ -35,25 +54,42 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        kv_cache_dtype: KVCacheDtype = "auto",
     ) -> "KVCache":
-        """Reserve the tensors; on the CPU, pages are committed when they are first written."""
-        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        """Reserve the memory; on the CPU, pages are committed when they are first written.
+
+        `dtype` is the model's, which "auto" stores.
+        """
+        num_slots = num_blocks * block_size
+        kind = _SLOTS[kv_cache_dtype]
+
+        def slots() -> Slots:
+            return kind.allocate(num_slots, config.num_kv_heads, config.head_dim, dtype, device)
+
         try:
-            tensors = [
-                torch.empty(shape, dtype=dtype, device=device) for _ in range(2 * config.num_layers)
-            ]
+            layers = [LayerCache(slots(), slots()) for _ in range(config.num_layers)]
         except (
             RuntimeError
         ) as exc:  # torch's out-of-memory errors are RuntimeErrors on every device
-            size = num_blocks * bytes_per_block(config, block_size, dtype)
+            size = num_blocks * bytes_per_block(config, block_size, dtype, kv_cache_dtype)
             raise ConfigError(f"A KV cache of {size} bytes cannot be allocated.") from exc
-        return cls(tensors[::2], tensors[1::2], num_blocks, block_size)
+        return cls(layers, num_blocks, block_size)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All memory of the cache."""
+        slots = [half for layer in self.layers for half in (layer.keys, layer.values)]
+        return [tensor for half in slots for tensor in half.tensors()]
 
 
-def bytes_per_block(config: DecoderConfig, block_size: int, dtype: torch.dtype) -> int:
+def bytes_per_block(
+    config: DecoderConfig,
+    block_size: int,
+    dtype: torch.dtype,
+    kv_cache_dtype: KVCacheDtype = "auto",
+) -> int:
     """Bytes of one block over all layers, keys and values."""
-    elements = block_size * config.num_kv_heads * config.head_dim
-    return 2 * config.num_layers * elements * dtype.itemsize
+    head_bytes = _SLOTS[kv_cache_dtype].bytes_per_head(config.head_dim, dtype)
+    return 2 * config.num_layers * block_size * config.num_kv_heads * head_bytes
 
 
 def auto_kv_cache_bytes(device: torch.device) -> int:

@@ -38,28 +38,34 @@ def load_engine(config: EngineConfig) -> Engine:
     set_num_threads(config, device)
     with load_report.phase("read checkpoint"):
         checkpoint = Checkpoint.open(config.model)
-        decoder_config = weights.decoder_config(checkpoint)
+        decoder_config = resolve_decoder_config(config, checkpoint)
     dtype = weights.resolve_dtype(config.dtype, checkpoint, device)
     quantization = None if config.quantization == "none" else config.quantization
     unit = weights.sharding_unit(checkpoint, quantization)
     own_config = shard_config(decoder_config, parallel, unit)
-    max_model_len = resolve_max_model_len(config, decoder_config)
+    longest = resolve_max_model_len(config, decoder_config)
     if config.kv_cache_memory_bytes is not None:  # refused before the weights take their time
-        resolve_num_blocks(config, own_config, dtype, device, max_model_len)
+        resolve_num_blocks(config, own_config, dtype, device, longest)
     token_budget = resolve_token_budget(config, device)
     backend = CpuBackend() if device.type == "cpu" else ReferenceBackend()
     followers = Followers.start(config, device) if parallel.size > 1 else None
     with load_report.phase("load weights") as fields:
-        decoder = weights.load_decoder(checkpoint, dtype, device, backend, quantization, parallel)
+        decoder = weights.load_decoder(
+            checkpoint, dtype, device, backend, quantization, parallel, decoder_config
+        )
         weight_bytes = load_report.weight_bytes(decoder)
         fields |= {"read_bytes": load_report.file_bytes(checkpoint), "weight_bytes": weight_bytes}
-    num_blocks = parallel.minimum(
-        resolve_num_blocks(config, own_config, dtype, device, max_model_len)
-    )
+    num_blocks = parallel.minimum(resolve_num_blocks(config, own_config, dtype, device, longest))
+    max_model_len = longest
+    if config.max_model_len == "auto":
+        max_model_len = min(longest, num_blocks * config.block_size)
     _warn_of_small_cache(num_blocks * config.block_size, max_model_len)
-    block_bytes = kv_cache.bytes_per_block(own_config, config.block_size, dtype)
+    kv_dtype = config.kv_cache_dtype
+    block_bytes = kv_cache.bytes_per_block(own_config, config.block_size, dtype, kv_dtype)
     with load_report.phase("allocate KV cache") as fields:
-        cache = kv_cache.KVCache.allocate(own_config, num_blocks, config.block_size, dtype, device)
+        cache = kv_cache.KVCache.allocate(
+            own_config, num_blocks, config.block_size, dtype, device, kv_dtype
+        )
         fields["kv_cache_bytes"] = num_blocks * block_bytes
     info = EngineInfo(
         max_model_len=max_model_len,
@@ -96,15 +102,20 @@ def load_follower(config: EngineConfig, parallel: TensorParallel) -> tuple[Decod
     device = resolve_device(config.device, parallel)
     set_num_threads(config, device)
     checkpoint = Checkpoint.open(config.model)
+    decoder_config = resolve_decoder_config(config, checkpoint)
     dtype = weights.resolve_dtype(config.dtype, checkpoint, device)
     backend = CpuBackend() if device.type == "cpu" else ReferenceBackend()
     quantization = None if config.quantization == "none" else config.quantization
-    decoder = weights.load_decoder(checkpoint, dtype, device, backend, quantization, parallel)
-    max_model_len = resolve_max_model_len(config, decoder.config)
-    num_blocks = parallel.minimum(
-        resolve_num_blocks(config, decoder.own_config, dtype, device, max_model_len)
+    decoder = weights.load_decoder(
+        checkpoint, dtype, device, backend, quantization, parallel, decoder_config
     )
-    cache = KVCache.allocate(decoder.own_config, num_blocks, config.block_size, dtype, device)
+    longest = resolve_max_model_len(config, decoder.config)
+    num_blocks = parallel.minimum(
+        resolve_num_blocks(config, decoder.own_config, dtype, device, longest)
+    )
+    cache = KVCache.allocate(
+        decoder.own_config, num_blocks, config.block_size, dtype, device, config.kv_cache_dtype
+    )
     return decoder, cache
 
 
@@ -133,15 +144,23 @@ def resolve_device(name: str, parallel: TensorParallel = ALONE) -> torch.device:
     return torch.device(name)
 
 
+def resolve_decoder_config(config: EngineConfig, checkpoint: Checkpoint) -> DecoderConfig:
+    """The decoder of the checkpoint, with the positions that the options ask for."""
+    decoder_config = weights.decoder_config(checkpoint)
+    if config.rope_scaling is None:
+        return decoder_config
+    return decoder_config.with_rope_scaling(config.rope_scaling)
+
+
 def resolve_max_model_len(config: EngineConfig, decoder_config: DecoderConfig) -> int:
-    """The context length that is served, at most the checkpoint's own."""
+    """The context length that is served, at most the model's own; "auto" is not cut to memory."""
     own = decoder_config.max_position_embeddings
-    if config.max_model_len is None:
+    if config.max_model_len is None or config.max_model_len == "auto":
         return own
     if not 1 <= config.max_model_len <= own:
         raise ConfigError(
             f"--max-model-len {config.max_model_len} is not within 1 to {own}, "
-            "the context that the model was trained for."
+            "the model's context; --rope-scaling can stretch it."
         )
     return config.max_model_len
 
@@ -170,7 +189,9 @@ def resolve_num_blocks(
     """Blocks of the KV cache: what the memory holds, at most what can ever be in use."""
     if config.block_size < 1:
         raise ConfigError(f"--block-size {config.block_size} is less than 1.")
-    block_bytes = kv_cache.bytes_per_block(decoder_config, config.block_size, dtype)
+    block_bytes = kv_cache.bytes_per_block(
+        decoder_config, config.block_size, dtype, config.kv_cache_dtype
+    )
     num_ranks = config.tensor_parallel_size
     if config.kv_cache_memory_bytes is not None:  # of all ranks together
         cache_bytes = config.kv_cache_memory_bytes // num_ranks

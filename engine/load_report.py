@@ -24,8 +24,6 @@ from engine.shards import shard_paths
 
 logger = logging.getLogger(__name__)
 
-_TRAINED_LENGTH_IN_SCALING = ("yarn", "dynamic", "qwen")
-
 
 @contextmanager
 def phase(name: str) -> Iterator[dict[str, object]]:
@@ -52,7 +50,7 @@ def describe_model(
         "model_type": checkpoint.config["model_type"],
         "num_parameters": count_parameters(config),
         "quantization": describe_quantization(checkpoint, quantized_on_load),
-        "trained_context": trained_context(config),
+        "trained_context": config.trained_context,
         "rope_scaling": describe_positions(config),
     }
 
@@ -115,18 +113,6 @@ def describe_positions(config: DecoderConfig) -> str:
         case kind:
             original = scaling.original_max_position_embeddings
             return f"{kind}, factor {scaling.factor:g} over {original}"
-
-
-def trained_context(config: DecoderConfig) -> int:
-    """The longest sequence that the model was trained on, as far as its config says."""
-    scaling = None if config.rope is None else config.rope.scaling
-    if scaling is None:
-        return config.max_position_embeddings
-    if scaling.kind in _TRAINED_LENGTH_IN_SCALING:
-        return scaling.original_max_position_embeddings
-    if scaling.kind == "linear":
-        return int(config.max_position_embeddings / scaling.factor)
-    return config.max_position_embeddings
 
 
 def _gguf_types(file: GgufFile) -> list[str]:

@@ -62,14 +62,16 @@ def load_decoder(
     backend: Backend,
     quantization: Target | None = None,
     parallel: TensorParallel = ALONE,
+    config: DecoderConfig | None = None,
 ) -> Decoder:
     """Build the checkpoint's decoder, or one rank of it, on `device` and fill every parameter.
 
-    `quantization` makes plain weights of the layers' matrices smaller on the way. Raises
-    CheckpointError naming the tensor that is missing, unexpected, of a wrong shape or of a type
-    that cannot be read, and ConfigError where the quantization does not suit the checkpoint.
+    `quantization` makes plain weights of the layers' matrices smaller on the way; `config` is what
+    `decoder_config` gave, perhaps with other positions. Raises CheckpointError naming the tensor
+    that is missing, unexpected, of a wrong shape or of a type that cannot be read, and ConfigError
+    where the quantization does not suit the checkpoint.
     """
-    config = decoder_config(checkpoint)
+    config = config or decoder_config(checkpoint)
     unit = sharding_unit(checkpoint, quantization)
     whole = Decoder(config, backend, dtype=dtype, device=device)
     decoder = whole

@@ -4,6 +4,7 @@ Knows nothing about which options exist (server/options.py) or where a text came
 (server/settings.py).
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Kind:
     parse: Callable[[str], object]
     is_text: bool = False  # any text is a value; a file must give a string, not a number
     is_switch: bool = False  # --name / --no-name
+    is_object: bool = False  # keys and values: JSON, and in a file a mapping too
 
 
 def _parse_text(text: str) -> str:
@@ -69,6 +71,16 @@ def integer(minimum: int, maximum: int | None = None) -> Kind:
     return Kind(metavar="N", parse=parse)
 
 
+def integer_or(word: str, minimum: int) -> Kind:
+    """Whole numbers, at least `minimum`, or one word."""
+    number = integer(minimum)
+
+    def parse(text: str) -> object:
+        return word if text.strip() == word else number.parse(text)
+
+    return Kind(metavar=f"N|{word}", parse=parse)
+
+
 def choice(*words: str) -> Kind:
     """One of a closed set of words."""
 
@@ -85,5 +97,20 @@ def text(metavar: str) -> Kind:
     return Kind(metavar=metavar, parse=_parse_text, is_text=True)
 
 
+def _parse_object(text: str) -> dict[str, object]:
+    """A JSON object of texts, numbers, true, false and null."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ValueError('it must be a JSON object such as {"rope_type": "yarn", "factor": 4}')
+    for key, value in parsed.items():
+        if isinstance(value, list | dict):
+            raise ValueError(f"its {key} must be a single value")
+    return parsed
+
+
+OBJECT = Kind(metavar="JSON", parse=_parse_object, is_object=True)
 SIZE = Kind(metavar="SIZE", parse=_parse_size)
 SWITCH = Kind(metavar="true|false", parse=_parse_switch, is_switch=True)

@@ -14,7 +14,16 @@ import msgspec
 
 from engine.config import EngineConfig
 from server.config import ServeConfig, ServerConfig
-from server.option_kinds import SIZE, SWITCH, Kind, choice, integer, text
+from server.option_kinds import (
+    OBJECT,
+    SIZE,
+    SWITCH,
+    Kind,
+    choice,
+    integer,
+    integer_or,
+    text,
+)
 
 ENVIRONMENT_PREFIX = "QWEN_SERVE_"
 EMBEDDED_MODEL = "smollm2"
@@ -116,10 +125,17 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", _words(EngineConfig, "device"), "Where the model runs", EngineConfig),
     Option(
         "max_model_len",
-        integer(1),
-        "The longest sequence, prompt and output together, in tokens",
+        integer_or("auto", 1),
+        "The longest sequence, prompt and output together, in tokens; auto: what memory holds",
         EngineConfig,
         default_note="the model's own context",
+    ),
+    Option(
+        "rope_scaling",
+        OBJECT,
+        "Stretches the context by scaling positions, in place of the model's own rope_scaling",
+        EngineConfig,
+        default_note="the model's own",
     ),
     Option("max_num_seqs", integer(1), "The most sequences in one step", EngineConfig),
     Option(
@@ -136,6 +152,12 @@ OPTIONS: tuple[Option, ...] = (
         EngineConfig,
         field="kv_cache_memory_bytes",
         default_note="from the memory that is free",
+    ),
+    Option(
+        "kv_cache_dtype",
+        _words(EngineConfig, "kv_cache_dtype"),
+        "What keys and values are stored as: the type computed in, or half of its size",
+        EngineConfig,
     ),
     Option("block_size", integer(1), "Tokens in one block of the KV cache", EngineConfig),
     Option(

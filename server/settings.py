@@ -4,6 +4,7 @@ Every problem is a SettingsError of one line that names the key, the value and w
 Knows the options only as the data of server/options.py; server/cli.py calls it.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def _texts_of(option: Option, value: Any, source: str) -> tuple[str, ...]:
     for entry in entries:
         if option.kind.is_text and not isinstance(entry, str):
             raise _bad_value(option, str(entry), source, "it must be text; put it in quotes")
+        if option.kind.is_object and isinstance(entry, dict):
+            entry = json.dumps(entry)
         if not isinstance(entry, str | int | float):
             raise _bad_value(option, str(entry), source, "it must be a single value")
         texts.append(str(entry).lower() if isinstance(entry, bool) else str(entry))

@@ -9,35 +9,29 @@ from typing import Protocol
 import torch
 
 from engine.batch import Batch
+from engine.kv_cache import LayerCache
 from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
 
 
 class StepAttention(Protocol):
     """Attention of one step: prepared once from its batch, then used by every layer in turn."""
 
-    def write_kv(
-        self,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-    ) -> None:
+    def write_kv(self, keys: torch.Tensor, values: torch.Tensor, cache: LayerCache) -> None:
         """Put K and V of the step's tokens, (num_tokens, num_kv_heads, head_dim), in place."""
         ...
 
     def paged_attention(
         self,
         queries: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
         window: int | None = None,
         alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Causal attention of each token over its own sequence, read through the block tables.
 
-        queries: (num_tokens, num_heads, head_dim), not yet scaled. The caches are one layer's,
-        (num_blocks, block_size, num_kv_heads, head_dim), and hold every token of the step already,
-        because a sequence may share blocks that another chunk of the same step writes. Softmax in
+        queries: (num_tokens, num_heads, head_dim), not yet scaled. `cache` is the layer's, and
+        holds every token of the step already, because a sequence may share blocks that another
+        chunk of the same step writes: what attends is what was stored. Softmax in
         float32. A token sees the last `window` tokens up to itself, None = all. ALiBi adds to the
         scaled scores slope * (key position - query position), with `alibi_slopes` (num_heads,)
         float32. Slots outside a sequence never influence it, whatever they hold (NaN included).

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.batch import Batch
+from engine.kv_cache import LayerCache
 from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
 
 
@@ -35,18 +36,15 @@ class _DecodeGroup:
         return _alibi(slopes[..., None], self.distances[:, None, None, :], visible)
 
     def attend(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor | None,
+        self, queries: torch.Tensor, cache: LayerCache, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """queries (num_tokens, heads, d), keys, values (slots, kv_heads, d) -> (n, heads, d)."""
+        """queries (num_tokens, heads, d) -> (n, heads, d)."""
+        keys, values = cache.keys.read(self.slots), cache.values.read(self.slots)
         n, (num_kv_heads, head_dim) = self.rows.shape[0], keys.shape[1:]
         # The query heads that share a KV head stand where a sequence's query tokens would.
         q = queries[self.rows].view(n, num_kv_heads, -1, head_dim)
-        k = keys.index_select(0, self.slots).view(n, -1, num_kv_heads, head_dim).transpose(1, 2)
-        v = values.index_select(0, self.slots).view(n, -1, num_kv_heads, head_dim).transpose(1, 2)
+        k = keys.view(n, -1, num_kv_heads, head_dim).transpose(1, 2)
+        v = values.view(n, -1, num_kv_heads, head_dim).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return out.reshape(n, -1, head_dim)
 
@@ -73,14 +71,10 @@ class _PrefillChunk:
         return _visible(self.distances(), window)
 
     def attend(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor | None,
+        self, queries: torch.Tensor, cache: LayerCache, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """queries (num_tokens, heads, d), keys, values (slots, kv_heads, d) -> (n, heads, d)."""
-        q, k, v = self._gather(queries, keys, values)
+        """queries (num_tokens, heads, d) -> (n, heads, d)."""
+        q, k, v = self._gather(queries, cache)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
@@ -89,13 +83,12 @@ class _PrefillChunk:
     def attend_alibi(
         self,
         queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        cache: LayerCache,
         window: int | None,
         slopes: torch.Tensor,
     ) -> torch.Tensor:
         """The same with ALiBi, head by head: the bias of all heads at once could be gigabytes."""
-        q, k, v = self._gather(queries, keys, values)
+        q, k, v = self._gather(queries, cache)
         distances = self.distances()
         visible = _visible(distances, window)
         num_heads, share = q.shape[1], q.shape[1] // k.shape[1]
@@ -108,11 +101,11 @@ class _PrefillChunk:
         return torch.cat(heads).transpose(0, 1)
 
     def _gather(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+        self, queries: torch.Tensor, cache: LayerCache
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = queries[self.start : self.end].transpose(0, 1).unsqueeze(0)
-        k = keys.index_select(0, self.slots).transpose(0, 1).unsqueeze(0)
-        v = values.index_select(0, self.slots).transpose(0, 1).unsqueeze(0)
+        k = cache.keys.read(self.slots).transpose(0, 1).unsqueeze(0)
+        v = cache.values.read(self.slots).transpose(0, 1).unsqueeze(0)
         return q, k, v
 
 
@@ -135,41 +128,33 @@ class ReferenceStepAttention:
         self._decode_masks: dict[int | None, list[torch.Tensor | None]] = {}
         self._prefill_masks: dict[int | None, list[torch.Tensor | None]] = {}
 
-    def write_kv(
-        self,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-    ) -> None:
-        key_cache.flatten(0, 1).index_copy_(0, self._slot_mapping, keys)
-        value_cache.flatten(0, 1).index_copy_(0, self._slot_mapping, values)
+    def write_kv(self, keys: torch.Tensor, values: torch.Tensor, cache: LayerCache) -> None:
+        cache.keys.write(self._slot_mapping, keys)
+        cache.values.write(self._slot_mapping, values)
 
     def paged_attention(
         self,
         queries: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
         window: int | None = None,
         alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)
         out = torch.empty_like(queries, memory_format=torch.contiguous_format)
         if window not in self._decode_masks:
-            slopes = None if alibi_slopes is None else alibi_slopes.view(keys.shape[1], -1)
+            slopes = None if alibi_slopes is None else alibi_slopes.view(cache.num_kv_heads, -1)
             self._decode_masks[window] = [group.mask(window, slopes) for group in self._groups]
         for group, mask in zip(self._groups, self._decode_masks[window], strict=True):
-            out[group.rows] = group.attend(queries, keys, values, mask)
+            out[group.rows] = group.attend(queries, cache, mask)
         if alibi_slopes is not None:
             for chunk in self._prefills:
                 out[chunk.start : chunk.end] = chunk.attend_alibi(
-                    queries, keys, values, window, alibi_slopes
+                    queries, cache, window, alibi_slopes
                 )
             return out.flatten(1)
         if window not in self._prefill_masks:
             self._prefill_masks[window] = [chunk.mask(window) for chunk in self._prefills]
         for chunk, mask in zip(self._prefills, self._prefill_masks[window], strict=True):
-            out[chunk.start : chunk.end] = chunk.attend(queries, keys, values, mask)
+            out[chunk.start : chunk.end] = chunk.attend(queries, cache, mask)
         return out.flatten(1)
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from engine.backends.base import Backend, StepAttention
+from engine.kv_cache import LayerCache
 from engine.layers.linear import Linear
 from engine.layers.module import Module
 from engine.layers.norm import RMSNorm
@@ -54,8 +55,7 @@ class Attention:
         x: torch.Tensor,
         positions: Positions,
         step: StepAttention,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
     ) -> torch.Tensor:
         """x: (num_tokens, hidden_size) -> the same shape. Writes the tokens' K and V first."""
         heads = self.qkv(x).view(x.shape[0], -1, self._head_dim)
@@ -67,13 +67,11 @@ class Attention:
         if positions.rotary is not None:
             scored = self._backend.rotary(scored, *positions.rotary)
         queries, keys = scored[:, : self._num_heads], scored[:, self._num_heads :]
-        step.write_kv(keys, values, key_cache, value_cache)
+        step.write_kv(keys, values, cache)
         if positions.query_scale is not None:
             queries = queries * positions.query_scale
         return self.output(
-            step.paged_attention(
-                queries, key_cache, value_cache, self._window, positions.alibi_slopes
-            )
+            step.paged_attention(queries, cache, self._window, positions.alibi_slopes)
         )
 
     def parts(self) -> dict[str, Module]:

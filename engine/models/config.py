@@ -4,10 +4,10 @@ The family files build it from a checkpoint's config, mostly with `build_decoder
 reads the keys that llama and its descendants share.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, ConfigError
 from engine.models.options import (
     flag,
     layer_indices,
@@ -15,7 +15,7 @@ from engine.models.options import (
     positive_integer,
     require,
 )
-from engine.models.rope import Rope, read_rope
+from engine.models.rope import Rope, RopeScaling, override_scaling, read_rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,31 @@ class DecoderConfig:
     moe: MixtureOfExperts | None = None
     norm_scales_in_float32: bool = False  # RMSNorm's weight is applied before the cast back
     normalizes_head: bool = False  # rows of the output head are L2-normalised when loaded
+
+    @property
+    def trained_context(self) -> int:
+        """The longest sequence that the model was trained on, as far as its config says."""
+        scaling = RopeScaling() if self.rope is None else self.rope.scaling
+        if scaling.kind in ("yarn", "dynamic", "qwen"):
+            return scaling.original_max_position_embeddings
+        if scaling.kind == "linear":
+            return int(self.max_position_embeddings / scaling.factor)
+        return self.max_position_embeddings
+
+    def with_rope_scaling(self, scaling: dict[str, Any]) -> "DecoderConfig":
+        """The same model stretched by another scaling of its positions, in the hub's spelling.
+
+        Raises ConfigError where it cannot be.
+        """
+        if self.rope is None:
+            raise ConfigError("--rope-scaling: the model has ALiBi and no rotary embedding.")
+        try:
+            rope = override_scaling(self.rope, scaling, self.trained_context)
+        except CheckpointError as exc:
+            reason = str(exc).removeprefix("The model's config has ")
+            raise ConfigError(f"--rope-scaling: {reason}") from exc
+        context = rope.context(self.trained_context)
+        return replace(self, rope=rope, max_position_embeddings=context)
 
     def window(self, layer: int) -> int | None:
         """How many tokens a query of this layer sees; None = all before it."""

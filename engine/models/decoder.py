@@ -9,7 +9,7 @@ import torch
 
 from engine.backends.base import Backend, StepAttention
 from engine.batch import Batch
-from engine.kv_cache import KVCache
+from engine.kv_cache import KVCache, LayerCache
 from engine.layers.attention import Attention
 from engine.layers.embedding import Embedding
 from engine.layers.linear import Linear
@@ -55,15 +55,14 @@ class DecoderLayer:
         residual: torch.Tensor | None,
         positions: Positions,
         step: StepAttention,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x, residual: (num_tokens, hidden_size). Returns the next layer's (x, residual)."""
         if residual is None:
             normed, residual = self.attention_norm(x), x
         else:
             normed, residual = self.attention_norm.add(x, residual)
-        attended = self.attention(normed, positions, step, key_cache, value_cache)
+        attended = self.attention(normed, positions, step, cache)
         normed, residual = self.mlp_norm.add(self._parallel.all_reduce(attended), residual)
         return self._parallel.all_reduce(self.mlp(normed)), residual
 
@@ -119,8 +118,8 @@ class Decoder:
         positions = self.positions.lookup(batch)
         x = self.embedding(batch.token_ids)
         residual: torch.Tensor | None = None
-        for layer, keys, values in zip(self.layers, kv_cache.keys, kv_cache.values, strict=True):
-            x, residual = layer(x, residual, positions, step, keys, values)
+        for layer, cache in zip(self.layers, kv_cache.layers, strict=True):
+            x, residual = layer(x, residual, positions, step, cache)
         if residual is None:
             return self.norm(x)
         return self.norm.add(x, residual)[0]

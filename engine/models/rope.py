@@ -80,6 +80,41 @@ def read_rope(config: dict[str, Any], head_dim: int) -> Rope:
     return Rope(theta, rotary_dim, _read_scaling(config, rotary_dim))
 
 
+def override_scaling(rope: Rope, scaling: dict[str, Any], trained_context: int) -> Rope:
+    """`rope` with another scaling, for a model trained on sequences of `trained_context` tokens.
+
+    Raises CheckpointError.
+    """
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in _OVERRIDES:
+        raise CheckpointError(f"rope_type = {kind!r} is none of {', '.join(_OVERRIDES)}.")
+    for key in scaling:
+        if key not in ("rope_type", "type", *_OVERRIDES[kind]):
+            raise CheckpointError(f"{key} is no key of rope_type {kind}.")
+    config = {"rope_scaling": scaling, "max_position_embeddings": trained_context}
+    theta = number(scaling, "rope_theta", rope.theta)
+    return Rope(theta, rope.rotary_dim, _read_scaling(config, rope.rotary_dim))
+
+
+# kinds that stretch a model which was not trained for them, and their keys
+_OVERRIDES = {
+    "default": ("rope_theta",),
+    "linear": ("rope_theta", "factor"),
+    "dynamic": ("rope_theta", "factor", "original_max_position_embeddings"),
+    "yarn": (
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+}
+
+
 def _read_scaling(config: dict[str, Any], rotary_dim: int) -> RopeScaling:
     scaling = config.get("rope_scaling")
     if scaling is None:

@@ -5,6 +5,7 @@ import random
 import torch
 
 from engine.batch import Batch
+from engine.config import KVCacheDtype
 from engine.kv_cache import KVCache
 from engine.messages import EngineRequest, SamplingParams
 from engine.models.decoder import Decoder
@@ -16,13 +17,15 @@ BLOCK_SIZE = 4
 class Forwarder:
     """A decoder with a KV cache full of NaN: whatever reads a slot nobody wrote is found out."""
 
-    def __init__(self, decoder: Decoder, num_blocks: int = 256) -> None:
+    def __init__(
+        self, decoder: Decoder, num_blocks: int = 256, kv_cache_dtype: KVCacheDtype = "auto"
+    ) -> None:
         self.decoder = decoder
         self.kv_cache = KVCache.allocate(
-            decoder.config, num_blocks, BLOCK_SIZE, decoder.dtype, decoder.device
+            decoder.config, num_blocks, BLOCK_SIZE, decoder.dtype, decoder.device, kv_cache_dtype
         )
-        for tensor in self.kv_cache.keys + self.kv_cache.values:
-            tensor.fill_(float("nan"))
+        for tensor in self.kv_cache.tensors():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 99)
         self._free = list(range(num_blocks))
         random.Random(0).shuffle(self._free)
 

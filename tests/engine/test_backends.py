@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from engine.backends.base import Backend
 from engine.backends.reference import ReferenceBackend
 from engine.batch import Batch
+from engine.kv_cache import LayerCache
+from engine.kv_slots import PlainSlots
 from engine.messages import EngineRequest, SamplingParams
 from engine.sequence import Chunk, Sequence
 
@@ -68,10 +70,11 @@ def test_paged_attention(
     keys, values = kv_caches
     new = [kv[:, chunk.start :] for kv, chunk in zip(contexts, chunks, strict=True)]
     new_keys, new_values = torch.cat(new, dim=1)
-    step.write_kv(new_keys, new_values, keys, values)
+    cache = LayerCache(PlainSlots(keys.flatten(0, 1)), PlainSlots(values.flatten(0, 1)))
+    step.write_kv(new_keys, new_values, cache)
     parts = queries.split_with_sizes([n for _, n in shapes])
     for layer_window in (window, None):  # layers of a model may differ in it
-        out = step.paged_attention(queries, keys, values, layer_window, slopes)
+        out = step.paged_attention(queries, cache, layer_window, slopes)
         expected = [
             plain_attention(q, k, v, layer_window, SLOPES if has_alibi else 0 * SLOPES)
             for q, (k, v) in zip(parts, contexts, strict=True)

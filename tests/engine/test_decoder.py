@@ -127,10 +127,22 @@ def test_half_precision_is_close_to_float32(tmp_path: Path, dtype: torch.dtype) 
     ids = token_ids(40)
     run = forwarder(tiny_models.write(model, tmp_path), dtype)
     logits, wanted = run.logits(ids, 16), expected(model, ids)
-    assert run.kv_cache.keys[0].dtype == dtype
+    assert run.kv_cache.tensors()[0].dtype == dtype
     assert logits.dtype == torch.float32
     error = (logits - wanted).norm() / wanted.norm()
     assert error < (0.05 if dtype == torch.bfloat16 else 0.01)
+
+
+def test_an_int8_cache_is_close_and_the_same_for_any_chunks(tmp_path: Path) -> None:
+    """What attends is what was stored, also within the chunk that stores it."""
+    model = tiny_models.build("qwen2")
+    ids = token_ids(150)
+    plain = forwarder(tiny_models.write(model, tmp_path))
+    run = Forwarder(plain.decoder, kv_cache_dtype="int8")
+    logits, wanted = run.logits(ids, 150), expected(model, ids)
+    error = (logits - wanted).norm() / wanted.norm()
+    assert 0.001 < error < 0.03
+    torch.testing.assert_close(run.logits(ids, 7), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_tied_embeddings_share_memory(tmp_path: Path) -> None:

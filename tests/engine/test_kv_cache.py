@@ -38,10 +38,19 @@ def test_bytes_per_block(config: DecoderConfig) -> None:
 
 def test_allocate(config: DecoderConfig) -> None:
     cache = KVCache.allocate(config, 3, 16, torch.bfloat16, CPU)
-    assert len(cache.keys) == len(cache.values) == 28
-    assert cache.keys[0].shape == cache.values[27].shape == (3, 16, 4, 128)
-    total = sum(t.numel() * t.element_size() for t in cache.keys + cache.values)
+    assert len(cache.layers) == 28
+    assert all(tensor.shape == (3 * 16, 4, 128) for tensor in cache.tensors())
+    total = sum(tensor.nbytes for tensor in cache.tensors())
     assert total == 3 * bytes_per_block(config, 16, torch.bfloat16)
+
+
+def test_allocate_int8(config: DecoderConfig) -> None:
+    cache = KVCache.allocate(config, 3, 16, torch.bfloat16, CPU, "int8")
+    total = sum(tensor.nbytes for tensor in cache.tensors())
+    assert total == 3 * bytes_per_block(config, 16, torch.bfloat16, "int8")
+    # a byte for each number, and two for each scale of 32 of them
+    per_token = 57_344 // 2 + 57_344 // 2 // 32 * 2
+    assert bytes_per_block(config, 16, torch.bfloat16, "int8") == 16 * per_token
 
 
 def test_a_cache_that_cannot_be_allocated(config: DecoderConfig) -> None:

@@ -16,7 +16,6 @@ from engine.load_report import (
     describe_positions,
     describe_quantization,
     phase,
-    trained_context,
     weight_bytes,
 )
 from engine.models.config import DecoderConfig
@@ -135,4 +134,4 @@ def test_positions(scaling: dict[str, Any] | None, text: str, context: int) -> N
     raw = tiny_models.build("qwen2").config.to_dict()
     config = config_of(raw | {"rope_scaling": scaling})
     assert describe_positions(config) == text
-    assert trained_context(config) == context
+    assert config.trained_context == context

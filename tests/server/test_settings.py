@@ -1,5 +1,6 @@
 """server/settings.py and server/options.py: three sources, one configuration, one-line errors."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,9 @@ def test_sizes(text: str, num_bytes: int) -> None:
         ({"kv_cache_memory": "lots"}, {}, ("kv_cache_memory", "'lots'", "2GiB")),
         ({"kv_cache_memory": "0"}, {}, ("kv_cache_memory", "'0'", "more than 0")),
         ({"max_num_seqs": "0"}, {}, ("max_num_seqs", "'0'", "at least 1")),
+        ({"max_model_len": "all"}, {}, ("max_model_len", "'all'", "whole number")),
+        ({"rope_scaling": "yarn"}, {}, ("rope_scaling", "'yarn'", "JSON object")),
+        ({"rope_scaling": '{"factor": [4]}'}, {}, ("rope_scaling", "its factor must be a single")),
         ({"model": " "}, {}, ("model", "empty")),
         (
             {},
@@ -149,6 +153,23 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, parts: tuple[str, ...
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in parts), message
+
+
+def test_an_object_is_json_or_a_mapping_of_the_file(tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0}
+    by_flag = resolve({"rope_scaling": json.dumps(scaling)}, {})
+    file = tmp_path / "serve.yaml"
+    file.write_text("rope_scaling: {rope_type: yarn, factor: 4.0}\n")
+    by_file = resolve({"config": str(file)}, {})
+    assert by_flag.engine.rope_scaling == by_file.engine.rope_scaling == scaling
+    file.write_text("rope_scaling: {rope_type: yarn, factor: [4.0]}\n")
+    with pytest.raises(SettingsError, match="its factor must be a single value"):
+        resolve({"config": str(file)}, {})
+
+
+def test_auto_length() -> None:
+    assert resolve({"max_model_len": "auto"}, {}).engine.max_model_len == "auto"
+    assert resolve({"max_model_len": "100"}, {}).engine.max_model_len == 100
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:

@@ -23,13 +23,16 @@ def attend(
 ) -> torch.Tensor:
     """q, k, v (heads, length, d); causal. Returns (length, heads * d)."""
     length = q.shape[1]
-    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
-    if bias is not None:
-        scores = scores + bias
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
-    attended: torch.Tensor = weights @ v
-    return attended.transpose(0, 1).reshape(length, -1)
+    parts = []
+    for start in range(0, length, 1024):  # rows at once: all scores of 32K tokens are gigabytes
+        end = min(start + 1024, length)
+        scores = q[:, start:end] @ k[:, :end].transpose(1, 2) / q.shape[-1] ** 0.5
+        if bias is not None:
+            scores = scores + bias[:, start:end, :end]
+        future = torch.ones(end - start, end, dtype=torch.bool).triu(start + 1)
+        weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+        parts.append(weights @ v[:, :end])
+    return torch.cat(parts, dim=1).transpose(0, 1).reshape(length, -1)
 
 
 def heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
