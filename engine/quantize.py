@@ -90,7 +90,9 @@ class _Quantizer:
         """Quantize and write all."""
         modules = self._decoder.modules()
         self._fill("embedding", modules["embedding"])
-        calibration = Calibration(self._decoder, self._backend, self._job.token_ids)
+        context = self._decoder.config.max_position_embeddings
+        samples = [sample[:context] for sample in self._job.token_ids]
+        calibration = Calibration(self._decoder, self._backend, samples)
         self._write("embedding", modules["embedding"])
         for i, layer in enumerate(self._decoder.layers):
             started_s = time.monotonic()

@@ -9,18 +9,23 @@ from typing import Literal
 import msgspec
 
 
-class QuantizeJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to quantize, and how."""
+class QuantizeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to quantize."""
 
-    model: str  # a folder or a .gguf file
-    output: str  # an empty folder
-    token_ids: list[list[int]]  # the calibration's samples
     bits: Literal[4, 8] = 4
     group_size: int = 128  # columns; -1 = one group for each row
     act_order: bool = False
     symmetric: bool = True
     damp: float = 0.01
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class QuantizeJob(QuantizeOptions, frozen=True, kw_only=True):
+    """And what."""
+
+    model: str  # a folder or a .gguf file
+    output: str  # an empty folder
+    token_ids: list[list[int]]  # the calibration's samples
 
 
 class LayerQuantized(msgspec.Struct, frozen=True, kw_only=True):

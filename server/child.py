@@ -67,6 +67,11 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return self._process.returncode
+
     async def wait(self) -> str:
         """Wait for the end and say how it ended: its own error line, or its exit status."""
         status = await self._process.wait()

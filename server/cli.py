@@ -1,4 +1,4 @@
-"""The `qwen-serve` command: serve, pull and chat.
+"""The `qwen-serve` command: serve, pull, quantize and chat.
 
 Turns flags into calls and errors into one line and an exit status: 2 for a bad option, 1 for
 anything that failed. The options of `serve` come from server/options.py.
@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import typer
 
+from engine.quantize_job import QuantizeOptions
 from server.chat_client import ChatClient, ChatError
 from server.chat_session import ChatSession
 from server.config import ServeConfig, Source
@@ -21,6 +22,7 @@ from server.logging import configure
 from server.options import EMBEDDED_MODEL, OPTIONS, Option
 from server.pull import default_name, pull
 from server.pull_error import PullError
+from server.quantize import CalibrationOptions, QuantizeError, quantize
 from server.settings import SettingsError, resolve, resolve_data_dir
 from server.supervisor import StartError, listen
 from server.supervisor import serve as supervise
@@ -37,6 +39,12 @@ app = typer.Typer(
 def _fail(message: object, status: int) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(status)
+
+
+def _check(name: str, value: str | int, is_good: bool, rule: str) -> None:
+    if not is_good:
+        flag = "--" + name.replace("_", "-")
+        _fail(f"bad value {value!r} for {name} (from {flag}): it must be {rule}", 2)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -120,6 +128,18 @@ app.command(
 )(_serve_command)
 
 
+def _pull(
+    name: str, source: str, revision: str | None, data_dir: str | None, *, refresh: bool = False
+) -> Path:
+    sources: dict[str, Source] = {"huggingface": "huggingface", "modelscope": "modelscope"}
+    _check("source", source, source in sources, "huggingface or modelscope")
+    folder = resolve_data_dir(data_dir, os.environ)
+    try:
+        return pull(name, folder, source=sources[source], revision=revision, refresh=refresh)
+    except PullError as exc:
+        _fail(exc, 1)
+
+
 @app.command("pull")
 def pull_command(
     name: Annotated[
@@ -137,19 +157,67 @@ def pull_command(
     ] = None,
 ) -> None:
     """Download a model and print where it is."""
-    sources: dict[str, Source] = {"huggingface": "huggingface", "modelscope": "modelscope"}
-    if source not in sources:
-        _fail(
-            f"bad value {source!r} for source (from --source): it must be huggingface or "
-            "modelscope",
-            2,
-        )
-    folder = resolve_data_dir(data_dir, os.environ)
-    try:
-        path = pull(name, folder, source=sources[source], revision=revision, refresh=True)
-    except PullError as exc:
-        _fail(exc, 1)
+    path = _pull(name, source, revision, data_dir, refresh=True)
     typer.echo(path)
+
+
+@app.command("quantize")
+def quantize_command(
+    model: Annotated[
+        str, typer.Argument(help="A local folder or .gguf file, smollm2, or org/name of a hub")
+    ],
+    output: Annotated[Path, typer.Argument(help="The folder to write: a new or an empty one")],
+    bits: Annotated[int, typer.Option(metavar="4|8", help="Bits of each number.")] = 4,
+    group_size: Annotated[
+        int, typer.Option(min=-1, help="Columns that share a scale; -1 = a whole row.")
+    ] = 128,
+    act_order: Annotated[
+        bool,
+        typer.Option(
+            "--act-order/--no-act-order",
+            "--desc-act/--no-desc-act",
+            help="Round the columns of the largest inputs first.",
+        ),
+    ] = False,
+    symmetric: Annotated[
+        bool, typer.Option("--sym/--no-sym", help="Without zero points, or with.")
+    ] = True,
+    damp: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the Hessian's mean diagonal, added to it.")
+    ] = 0.01,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Conversations or texts. [default: built in]"),
+    ] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Lines of it that are used.")] = 128,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of each that are used.")] = 2048,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where it is computed.")
+    ] = "auto",
+    source: Annotated[
+        str, typer.Option(metavar="huggingface|modelscope", help="The hub to download from.")
+    ] = "huggingface",
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit. [default: the hub's own]")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where models are kept.")
+    ] = None,
+) -> None:
+    """Write a smaller copy of a model, quantized by GPTQ, and print where it is."""
+    _check("bits", bits, bits in (4, 8), "4 or 8")
+    _check("group_size", group_size, group_size != 0, "-1 or at least 1")
+    _check("device", device, device in ("auto", "cpu", "cuda"), "auto, cpu or cuda")
+    given = {"bits": bits, "group_size": group_size, "device": device}
+    given |= {"act_order": act_order, "symmetric": symmetric, "damp": damp}
+    options = msgspec.convert(given, QuantizeOptions)
+    texts = CalibrationOptions(calibration, num_samples, max_length)
+    path = _pull(model, source, revision, data_dir)
+    try:
+        quantize(path, output, options, texts, say=lambda line: typer.echo(line, err=True))
+    except QuantizeError as exc:
+        _fail(exc, 1)
+    typer.echo(output)
 
 
 @app.command("chat")

@@ -129,7 +129,7 @@ def encode_messages(
         )
     try:
         return model.chat_template.encode(
-            [_template_message(message) for message in messages],
+            [template_message(message) for message in messages],
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             **(template_kwargs or {}),
@@ -161,7 +161,8 @@ def encode_prompt(
     return prompt_ids
 
 
-def _template_message(message: Message) -> dict[str, str]:
+def template_message(message: Message) -> dict[str, str]:
+    """A message as chat templates know them."""
     # templates know "system"; OpenAI's newer name for it is "developer"
     role = "system" if message.role == "developer" else message.role
     optional = {"name": message.name, "reasoning_content": message.thinking}

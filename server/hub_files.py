@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from server.pull_error import PullError
 
-_DESCRIPTIONS = (
+DESCRIPTIONS = (
     "*.json",
     "*.jinja",
     "*.model",
@@ -50,7 +50,7 @@ def choose_files(repository: str, paths: Sequence[str], gguf_file: str | None) -
             break
     else:
         raise PullError(_lacks_weights(repository, paths))
-    described = [path for path in top if any(fnmatchcase(path, known) for known in _DESCRIPTIONS)]
+    described = [path for path in top if any(fnmatchcase(path, known) for known in DESCRIPTIONS)]
     return sorted({*weights, *described})
 
 

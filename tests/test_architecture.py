@@ -26,7 +26,8 @@ OURS = {
 }
 ENGINE_FOR_THE_SERVER = {
     *("engine.checkpoint", "engine.client", "engine.config", "engine.errors", "engine.fake"),
-    *("engine.gguf", "engine.ipc", "engine.messages", "engine.tokenizer_files"),
+    *("engine.gguf", "engine.ipc", "engine.messages", "engine.quantize_job"),
+    "engine.tokenizer_files",
 }
 WITHOUT_TORCH = (
     *sorted(ENGINE_FOR_THE_SERVER),
