@@ -48,8 +48,8 @@ $(BIN)/python:
 	  || { echo "error: Python 3.11 or newer is needed; name one with PYTHON=" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Stamps: what is installed is only looked at again when pyproject.toml changes.
-$(INSTALLED): pyproject.toml | $(BIN)/python
+# Stamps: what is installed is only looked at again when pyproject.toml or the kernels change.
+$(INSTALLED): pyproject.toml $(wildcard engine/kernels/*.cpp) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(TORCH)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
 	@touch $@

@@ -16,6 +16,7 @@ import torch
 from engine.backends.reference import ReferenceBackend
 from engine.checkpoint import Checkpoint
 from engine.gguf import GgufFile
+from engine.layers.embedding import Embedding
 from engine.layers.linear import Linear
 from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder
@@ -67,7 +68,7 @@ def weight_bytes(decoder: Decoder) -> int:
     total = 0
     for module in decoder.modules().values():
         total += sum(tensor.nbytes for tensor in module.parameters().values())
-        if isinstance(module, Linear) and not isinstance(module.weight, torch.Tensor):
+        if isinstance(module, Linear | Embedding) and not isinstance(module.weight, torch.Tensor):
             total += module.weight.num_bytes
     return total
 

@@ -21,6 +21,7 @@ from engine.bin_files import BinFiles
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError, ConfigError
 from engine.gguf_source import GgufSource
+from engine.layers.embedding import Embedding
 from engine.layers.linear import Linear
 from engine.layers.module import Module
 from engine.models import registry
@@ -29,7 +30,12 @@ from engine.models.decoder import Decoder
 from engine.parallel import ALONE, TensorParallel
 from engine.placement import Placement, place_tensors
 from engine.quant.config import read_quantization
-from engine.quant.groupwise import GroupwiseWeight, concatenate
+from engine.quant.groupwise import (
+    GroupwiseWeight,
+    QuantizedWeight,
+    StackedWeight,
+    concatenate,
+)
 from engine.quant.packed_source import PackedSource
 from engine.quant.quantize import Target, quantize
 from engine.safetensors_files import SafetensorsFiles
@@ -77,7 +83,9 @@ def load_decoder(
     decoder = whole
     if parallel.size > 1:
         decoder = Decoder(config, backend, dtype=dtype, device=device, parallel=parallel, unit=unit)
-    source = open_source(checkpoint)
+    source = open_source(
+        checkpoint, keeps_packed=backend.has_groupwise_kernels and quantization is None
+    )
     if quantization is not None and source.packed:
         raise ConfigError(
             f"--quantization {quantization} is for plain weights; {checkpoint.path} is quantised."
@@ -107,7 +115,8 @@ def sharding_unit(checkpoint: Checkpoint, quantization: Target | None) -> int:
     packed = read_quantization(checkpoint)
     if packed is not None and packed.group_size is not None:
         return packed.group_size
-    return _QUANTIZED_UNIT if packed is not None or quantization is not None else _PLAIN_UNIT
+    is_plain = packed is None and quantization is None and checkpoint.format != "gguf"
+    return _PLAIN_UNIT if is_plain else _QUANTIZED_UNIT
 
 
 def resolve_dtype(config_dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
@@ -190,9 +199,13 @@ class _Loader:
             for parameter, tensor in module.parameters().items():
                 parts = self._placements[f"{name}.{parameter}"]
                 are_packed = all(part.source in self._source.packed for part in parts)
-                if isinstance(module, Linear) and parts and are_packed:
-                    jobs.append(partial(self._fill_packed, module, parts))
-                    continue
+                if parameter == "weight" and parts and are_packed:
+                    if isinstance(module, Linear):
+                        jobs.append(partial(self._fill_packed, module, parts))
+                        continue
+                    if isinstance(module, Embedding):
+                        jobs.append(partial(self._fill_table, module, parts[0]))
+                        continue
                 target = _allocate(tensor.shape, self._dtype, self._device)
                 setattr(module, parameter, target)
                 if not parts:  # a bias that only rank 0 adds
@@ -213,9 +226,9 @@ class _Loader:
         ]
 
     def _fill_packed(self, module: Linear, parts: list[Placement]) -> None:
-        weight = self._read_packed(parts)
         columns = parts[0].columns  # what is cut by columns has one part
         if columns is not None:
+            weight = self._read_packed(parts[0])
             gather = partial(
                 self._parallel.all_gather,
                 total=weight.shape[1],
@@ -223,19 +236,26 @@ class _Loader:
             )
             weight, needs_all_inputs = shard_columns(weight, columns, self._parallel)
             module.gather = gather if needs_all_inputs else None
-        module.weight = self._backend.prepare(weight.to(self._device), self._dtype)
+            module.weight = self._prepare(weight)
+            return
+        prepared = tuple(map(self._prepare, self._read_fused(parts)))
+        module.weight = prepared[0] if len(prepared) == 1 else StackedWeight(prepared)
 
-    def _read_packed(self, parts: list[Placement]) -> GroupwiseWeight:
-        """The rows of all parts; each part is dropped on return, before more memory is needed."""
-        ordered = []
-        for part in parts:
-            weight = self._source.read_packed(part.source)
-            ordered.append(weight if part.row_order is None else weight.select_rows(part.row_order))
-        joined = concatenate(ordered)
-        if joined is None:
-            names = ", ".join(part.source for part in parts)
-            raise CheckpointError(f"{names} are quantised in different ways, so they do not fuse.")
-        return joined
+    def _fill_table(self, module: Embedding, part: Placement) -> None:
+        module.weight = self._backend.prepare_table(self._read_packed(part).to(self._device))
+
+    def _prepare(self, weight: GroupwiseWeight) -> QuantizedWeight:
+        return self._backend.prepare(weight.to(self._device), self._dtype)
+
+    def _read_fused(self, parts: list[Placement]) -> list[GroupwiseWeight]:
+        """The rows of all parts as one weight, or as several where they differ in kind."""
+        weights = [self._read_packed(part) for part in parts]
+        joined = concatenate(weights)  # the parts go when this returns: more memory is needed next
+        return weights if joined is None else [joined]
+
+    def _read_packed(self, part: Placement) -> GroupwiseWeight:
+        weight = self._source.read_packed(part.source)
+        return weight if part.row_order is None else weight.select_rows(part.row_order)
 
     def _quantize(self, module: Linear, target: Target) -> None:
         if isinstance(module.weight, torch.Tensor):
@@ -256,10 +276,13 @@ def _normalize_rows(head: Linear) -> None:
         rows.copy_(F.normalize(rows.float(), dim=1))
 
 
-def open_source(checkpoint: Checkpoint) -> WeightSource:
-    """The weights of a checkpoint. Raises CheckpointError on files that cannot be read."""
+def open_source(checkpoint: Checkpoint, *, keeps_packed: bool = False) -> WeightSource:
+    """The weights of a checkpoint. Raises CheckpointError on files that cannot be read.
+
+    `keeps_packed`: matrices of a GGUF file are read packed, and not widened.
+    """
     if checkpoint.format == "gguf":
-        return GgufSource.open(checkpoint.path)
+        return GgufSource.open(checkpoint.path, keeps_packed=keeps_packed)
     files: TensorFiles
     if any(checkpoint.path.glob("*.safetensors")):
         files = SafetensorsFiles.open(checkpoint.path)

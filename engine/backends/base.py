@@ -10,7 +10,7 @@ import torch
 
 from engine.batch import Batch
 from engine.kv_cache import LayerCache
-from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
+from engine.quant.groupwise import GroupwiseWeight, QuantizedTable, QuantizedWeight
 
 
 class StepAttention(Protocol):
@@ -60,6 +60,15 @@ class Backend(Protocol):
         """Bring a quantized weight, on the device already, into the form that `linear` likes
         best; `dtype` is that of the activations.
         """
+        ...
+
+    @property
+    def has_groupwise_kernels(self) -> bool:
+        """Whether products with any groupwise weight are fast; then GGUF weights stay packed."""
+        ...
+
+    def prepare_table(self, weight: GroupwiseWeight) -> QuantizedTable:
+        """`prepare` for an embedding, whose rows are looked up and which may be the head too."""
         ...
 
     def rms_norm(

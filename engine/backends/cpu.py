@@ -1,6 +1,7 @@
-"""The backend for CPUs: the reference, with torch's own kernels for packed integer weights.
+"""The backend for CPUs: the reference, with kernels for packed integer weights.
 
-They multiply without dequantizing the weight first: at one row that is what memory allows.
+They multiply without dequantizing the weight first: at one row that is what memory allows. Ours are
+engine/kernels/groupwise.py; where they were not compiled, torch has some.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from engine.backends.reference import ReferenceBackend
-from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
+from engine.kernels import library
+from engine.kernels.groupwise import CompiledWeight
+from engine.quant.groupwise import GroupwiseWeight, QuantizedTable, QuantizedWeight
 
 _INT4_GROUP_SIZES = (32, 64, 128, 256)
 _INT4_ROWS = 16  # the kernel wants a multiple
@@ -78,15 +81,31 @@ class CpuBackend(ReferenceBackend):
 
     name = "cpu"
 
+    def __init__(self, *, compiled: bool = True) -> None:
+        self._library = library.load() if compiled else None
+
+    @property
+    def has_groupwise_kernels(self) -> bool:  # type: ignore[override]
+        return self._library is not None
+
     def prepare(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedWeight:
         """Falls back on dequantize-then-matmul for groups that the kernels do not have."""
-        rows, columns = weight.shape
-        if weight.bits == 4:
-            if weight.group_size in _INT4_GROUP_SIZES and rows % _INT4_ROWS == 0:
-                return Int4Weight.pack(weight, dtype)
-        elif weight.group_size == columns and weight.order is None:
-            zeros = weight.zeros
-            if bool((zeros == 128).all()):
-                codes = (weight.codes ^ 128).view(torch.int8)  # less 128
-                return Int8Weight(codes, weight.scales.flatten().to(dtype))
+        if self._library is None:
+            return _prepare_for_torch(weight, dtype)
+        return CompiledWeight.pack(weight, self._library) or weight
+
+    def prepare_table(self, weight: GroupwiseWeight) -> QuantizedTable:
+        return (self._library and CompiledWeight.pack(weight, self._library)) or weight
+
+
+def _prepare_for_torch(weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedWeight:
+    rows, columns = weight.shape
+    if weight.bits == 4:
+        if weight.group_size in _INT4_GROUP_SIZES and rows % _INT4_ROWS == 0:
+            return Int4Weight.pack(weight, dtype)
         return weight
+    is_whole = weight.group_size == columns and weight.order is None
+    if is_whole and bool((weight.zeros == 128).all()):
+        codes = (weight.codes ^ 128).view(torch.int8)  # less 128
+        return Int8Weight(codes, weight.scales.flatten().to(dtype))
+    return weight

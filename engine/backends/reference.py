@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from engine.batch import Batch
 from engine.kv_cache import LayerCache
-from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
+from engine.quant.groupwise import GroupwiseWeight, QuantizedTable, QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +196,7 @@ class ReferenceBackend:
     """See engine/backends/base.py: Backend."""
 
     name = "torch"
+    has_groupwise_kernels = False
 
     def step_attention(self, batch: Batch) -> ReferenceStepAttention:
         return ReferenceStepAttention(batch)
@@ -209,6 +210,9 @@ class ReferenceBackend:
         return product if bias is None else product + bias
 
     def prepare(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedWeight:
+        return weight
+
+    def prepare_table(self, weight: GroupwiseWeight) -> QuantizedTable:
         return weight
 
     def rms_norm(

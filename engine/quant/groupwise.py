@@ -1,6 +1,6 @@
 """Integer weights with a scale and a zero point for each group of input columns of each row.
 
-The one form that GPTQ, AWQ and quantizing on load are brought to; kernels repack it as they like.
+The one form that GPTQ, AWQ, GGUF and quantizing on load are brought to; kernels repack it.
 Multiplying here is dequantize-then-matmul, the oracle of all kernels.
 """
 
@@ -25,6 +25,14 @@ class QuantizedWeight(Protocol):
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, in_features) of floats -> (n, out_features) of the same dtype."""
+        ...
+
+
+class QuantizedTable(QuantizedWeight, Protocol):
+    """A quantized weight of which rows can be looked up."""
+
+    def take_rows(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """rows (n,) int64 -> (n, in_features) of `dtype`."""
         ...
 
 
@@ -70,6 +78,9 @@ class GroupwiseWeight:
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.dequantize().to(x.dtype))
 
+    def take_rows(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return self.select_rows(rows).dequantize().to(dtype)
+
     def select_rows(self, rows: torch.Tensor | slice) -> "GroupwiseWeight":
         return replace(
             self, codes=self.codes[rows], scales=self.scales[rows], zeros=self.zeros[rows]
@@ -99,6 +110,24 @@ class GroupwiseWeight:
             zeros=self.zeros.to(device),
             order=None if self.order is None else self.order.to(device),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StackedWeight:
+    """Rows of several weights of different kinds, one below the other."""
+
+    parts: tuple[QuantizedWeight, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part.multiply(x) for part in self.parts], dim=-1)
 
 
 def concatenate(parts: ListLike[GroupwiseWeight]) -> GroupwiseWeight | None:

@@ -12,9 +12,10 @@ from engine.backends.cpu import CpuBackend, Int4Weight, Int8Weight
 from engine.backends.reference import ReferenceBackend
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError, ConfigError
+from engine.kernels.groupwise import CompiledWeight
 from engine.layers.mlp import MLP
 from engine.models.decoder import Decoder
-from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight
+from engine.quant.groupwise import GroupwiseWeight, QuantizedWeight, StackedWeight
 from engine.quant.quantize import Target, quantize
 from engine.weights import load_decoder
 from tests.engine import quantized_models, tiny_models
@@ -36,7 +37,11 @@ FORMATS = [
     Format(method="awq"),
     Format(method="awq", group_size=16),
 ]
-BACKENDS = [ReferenceBackend(), CpuBackend()]
+BACKENDS = {
+    "reference": ReferenceBackend(),
+    "torch": CpuBackend(compiled=False),
+    "compiled": CpuBackend(),
+}
 IDS = torch.randint(tiny_models.VOCAB_SIZE, (40,), generator=torch.Generator().manual_seed(3))
 
 
@@ -66,7 +71,7 @@ def expected(model: Any) -> torch.Tensor:
     return wanted
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
 @pytest.mark.parametrize("format", FORMATS, ids=repr)
 def test_logits_equal_the_dequantized_model(
     tmp_path: Path, format: Format, backend: Backend
@@ -149,12 +154,30 @@ def test_damaged_modules(tmp_path: Path) -> None:
         ({f"{name}.g_idx": uneven}, "does not put 32 columns into each group"),
         ({f"{name}.g_idx": uneven[:5]}, "g_idx' has the shape"),
         ({f"{name}.bias": torch.ones(64)}, "unexpected tensor"),
-        ({"model.layers.1.self_attn.k_proj.g_idx": torch.arange(64).int() // 32}, "do not fuse"),
     ):
         edited = {k: v for k, v in (tensors | changes).items() if v is not None}
         save_file(edited, file)
         with pytest.raises(CheckpointError, match=problem):
             load(tmp_path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
+def test_fused_parts_may_differ_in_kind(tmp_path: Path, backend: Backend) -> None:
+    """k without act-order between q and v with it: its columns are sorted, so it means the same."""
+    model = quantized_models.write(tmp_path, Format(act_order=True))
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.self_attn.k_proj"
+    tensors[f"{name}.g_idx"] = torch.arange(64).int() // 32
+    weight = model.model.layers[1].self_attn.k_proj.weight.data
+    codes = tensors[f"{name}.qweight"].T.contiguous().view(torch.uint8)
+    codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1)
+    scales = tensors[f"{name}.scales"].float().T.repeat_interleave(32, dim=1)
+    weight.copy_((codes.float() - 8) * scales)
+    save_file(tensors, file)
+    decoder = load(tmp_path, backend)
+    assert isinstance(decoder.layers[1].attention.qkv.weight, StackedWeight)
+    torch.testing.assert_close(logits(decoder), expected(model), atol=2e-4, rtol=1e-4)
 
 
 def test_the_config_may_be_a_file_of_its_own(tmp_path: Path) -> None:
@@ -172,10 +195,12 @@ def test_the_config_may_be_a_file_of_its_own(tmp_path: Path) -> None:
 def test_quantizing_on_load(tmp_path: Path, target: Target, kind: type, step: float) -> None:
     model = tiny_models.build("qwen2", hidden_size=64, intermediate_size=96)
     tiny_models.write(model, tmp_path)
-    packed, plain = load(tmp_path, CpuBackend(), target), load(tmp_path, None, target)
-    assert isinstance(down(packed, 2), kind)
-    assert isinstance(packed.head.weight, torch.Tensor)
-    torch.testing.assert_close(logits(packed), logits(plain), atol=2e-4, rtol=1e-4)
+    plain = load(tmp_path, None, target)
+    for backend, its_kind in ((CpuBackend(compiled=False), kind), (CpuBackend(), CompiledWeight)):
+        packed = load(tmp_path, backend, target)
+        assert isinstance(down(packed, 2), its_kind)
+        assert isinstance(packed.head.weight, torch.Tensor)
+        torch.testing.assert_close(logits(packed), logits(plain), atol=2e-4, rtol=1e-4)
     weight = down(plain, 1)
     assert isinstance(weight, GroupwiseWeight)
     exact = model.model.layers[1].mlp.down_proj.weight.detach()

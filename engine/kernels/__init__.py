@@ -1,0 +1,1 @@
+"""Compiled kernels for CPUs. Without them torch's own serve."""
