@@ -54,6 +54,7 @@ class SafetensorsWriter:
         path = self._part(len(self._shards))
         try:
             save_file(self._shard, path, {"format": "pt"})
+            path.chmod(self._folder.stat().st_mode & 0o666)  # safetensors lets only the owner read
         except (SafetensorError, OSError) as exc:
             raise CheckpointError(f"{path} cannot be written: {exc}.") from exc
         self._shards.append(list(self._shard))

@@ -266,11 +266,14 @@ def test_sizes_that_fill_no_words_are_refused(tmp_path: Path) -> None:
 
 
 def test_shards_and_their_index(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
     writer = SafetensorsWriter(tmp_path, shard_bytes=100)
     tensors = {f"t{i}": torch.full((i, 5), float(i)) for i in range(1, 7)}
     for name, tensor in tensors.items():
         writer.add(name, tensor)
     writer.close()
+    for path in tmp_path.glob("*.safetensors"):
+        assert path.stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o666
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = {f"model-{i:05}-of-00005.safetensors" for i in range(1, 6)}
     assert {path.name for path in tmp_path.glob("*.safetensors")} == files
