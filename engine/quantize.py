@@ -1,25 +1,21 @@
-"""Writes a GPTQ checkpoint of a model: `python -m engine.quantize`, started by server/quantize.py.
+"""Writes a GPTQ checkpoint of a model, as a QuantizeJob asks for it (engine/quantize_process.py).
 
-Reads a QuantizeJob from standard input. One layer is in memory at a time: its matrices are
+One layer is in memory at a time: its matrices are
 quantized in the order in which they are used, each for the inputs that the quantized ones before it
 give. Writes the weights and config.json; tokenizer and chat template are the caller's.
 """
 
 import json
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 
 from engine.calibration import Calibration, RecordingBackend
 from engine.checkpoint import Checkpoint
-from engine.errors import CheckpointError, ConfigError, EngineError
+from engine.errors import CheckpointError, ConfigError
 from engine.layers.linear import Linear
 from engine.layers.module import Module
 from engine.load import resolve_device
@@ -246,30 +242,3 @@ def _config_of_gguf(checkpoint: Checkpoint) -> dict[str, Any]:
         **{key: value for key, value in ids.items() if value is not None},
         "torch_dtype": "bfloat16",
     }
-
-
-def main() -> None:
-    """Entry point. Exit status 1 with one line `error: ...` on stderr when it cannot be done."""
-    job = msgspec.json.decode(sys.stdin.readline(), type=QuantizeJob)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    try:
-        quantize_checkpoint(job, _report)
-    except (EngineError, OSError) as exc:
-        sys.stderr.write(f"error: {exc}\n")
-        sys.exit(1)
-
-
-def _report(done: LayerQuantized) -> None:
-    sys.stdout.write(msgspec.json.encode(done).decode() + "\n")
-    sys.stdout.flush()
-
-
-def _exit_with_parent() -> None:
-    """Standard input ends when the parent is gone, however it went."""
-    while os.read(0, 4096):  # not sys.stdin: its lock would outlive this daemon thread
-        pass
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What `qwen-serve quantize` and its child, engine/quantize.py, say to each other. No torch.
+"""What `qwen-serve quantize` and engine/quantize_process.py say to each other. No torch.
 
 One line of JSON each: the job on standard input, one LayerQuantized after another on standard
 output.

@@ -1,6 +1,6 @@
 """`qwen-serve quantize`: writes a GPTQ checkpoint of a model into a folder of its own.
 
-Turns the calibration's texts into token ids, has `python -m engine.quantize` do the work, and puts
+Turns the calibration's texts into token ids, has engine/quantize_process.py do the work, and puts
 the tokenizer and what else describes the model beside the weights. The folder appears whole or not
 at all. No torch.
 """
@@ -27,7 +27,7 @@ from server.child import Child, ChildCommand
 from server.hub_files import DESCRIPTIONS
 from server.served_model import ModelText
 
-_COMMAND = (sys.executable, "-P", "-m", "engine.quantize")
+_COMMAND = (sys.executable, "-P", "-m", "engine.quantize_process")
 # Code is copied for other programs that run it (Qwen v1, Baichuan, ChatGLM); this one never does.
 _COPIED = (*DESCRIPTIONS, "NOTICE*", "*.py")
 _NOT_COPIED = ("config.json", "*.index.json", "quantize_config.json", "quant_config.json", ".*")
