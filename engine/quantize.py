@@ -138,7 +138,8 @@ class _Quantizer:
         return error
 
     def _write_quantized(self, module: str, weight: GroupwiseWeight) -> None:
-        for suffix, tensor in gptq_tensors(weight).items():
+        less_one = self._options.symmetric
+        for suffix, tensor in gptq_tensors(weight, zeros_are_less_one=less_one).items():
             self._writer.add(f"{module}.{suffix}", tensor)
 
     def _write(self, name: str, module: Module) -> None:
@@ -205,7 +206,8 @@ def _output_config(checkpoint: Checkpoint, job: QuantizeJob) -> dict[str, Any]:
         config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {
         "quant_method": "gptq",
-        "checkpoint_format": "gptq",  # zero points are stored less one
+        # "gptq" stores zero points less one, and some refuse it where they are not symmetric.
+        "checkpoint_format": "gptq" if job.symmetric else "gptq_v2",
         "bits": job.bits,
         "group_size": job.group_size,
         "desc_act": job.act_order,

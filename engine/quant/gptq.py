@@ -154,7 +154,7 @@ def _range(
     else:
         scale = (high - low) / top
         zero = (-low / scale.clamp(min=_SMALLEST_SCALE)).round().clamp(max=top)
-        # Never 0: files of version 1 store zero points less one, and many readers let -1 overflow.
+        # Never 0: stored less one it would be -1, which some readers let overflow.
         scale = torch.where(zero < 1, high / (top - 1), scale)
         zero = zero.clamp(min=1)
     return scale.clamp(min=_SMALLEST_SCALE).half().to(low.dtype), zero

@@ -1,4 +1,4 @@
-"""A quantized weight as the tensors of a GPTQ checkpoint (checkpoint_format "gptq").
+"""A quantized weight as the tensors of a GPTQ checkpoint.
 
 The counterpart of engine/quant/packed_source.py, which has the layout's source. K = in_features,
 N = out_features, G = groups.
@@ -9,11 +9,14 @@ import torch
 from engine.quant.groupwise import GroupwiseWeight, pack_nibbles
 
 
-def gptq_tensors(weight: GroupwiseWeight) -> dict[str, torch.Tensor]:
+def gptq_tensors(
+    weight: GroupwiseWeight, *, zeros_are_less_one: bool = True
+) -> dict[str, torch.Tensor]:
     """qweight (K * bits / 32, N), qzeros (G, N * bits / 32), g_idx (K,), all int32, and scales
     (G, N) float16. K and N must be multiples of 32 / bits.
 
-    Zero points are stored less one: 0x77777777 where 4 bits are symmetric.
+    checkpoint_format "gptq" stores zero points less one (0x77777777 where 4 bits are symmetric),
+    "gptq_v2" as they are.
     """
     columns = weight.shape[1]
     codes = weight.unpacked()
@@ -21,10 +24,12 @@ def gptq_tensors(weight: GroupwiseWeight) -> dict[str, torch.Tensor]:
     if weight.order is not None:
         codes = torch.empty_like(codes).index_copy_(1, weight.order, codes)
         groups = torch.empty_like(groups).index_copy_(0, weight.order, groups)
-    less_one = (weight.zeros.T.to(torch.uint8) - 1) & (2**weight.bits - 1)
+    zeros = weight.zeros.T.to(torch.uint8)
+    if zeros_are_less_one:
+        zeros = (zeros - 1) & (2**weight.bits - 1)
     return {
         "qweight": _words(codes, weight.bits).T.contiguous(),
-        "qzeros": _words(less_one, weight.bits),
+        "qzeros": _words(zeros, weight.bits),
         "scales": weight.scales.T.half().contiguous(),
         "g_idx": groups,
     }

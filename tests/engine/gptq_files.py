@@ -18,17 +18,17 @@ def tensors_of(folder: Path) -> Weights:
 
 
 def dequantized(folder: Path) -> Weights:
-    """Every weight under its plain name, in float32: scale * (code - (stored zero + 1))."""
+    """Every weight under its plain name, in float32: scale * (code - zero)."""
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert config["quant_method"] == config["checkpoint_format"] == "gptq"
-    bits = config["bits"]
+    assert config["quant_method"] == "gptq"
+    bits, added = config["bits"], {"gptq": 1, "gptq_v2": 0}[config["checkpoint_format"]]
     tensors = tensors_of(folder)
     weights: Weights = {}
     for name, tensor in tensors.items():
         module, _, suffix = name.rpartition(".")
         if suffix == "qweight":
             codes = fields(tensor, bits).transpose(1, 2).flatten(0, 1)  # (K, N)
-            zeros = fields(tensors[f"{module}.qzeros"], bits).flatten(1) + 1  # (G, N)
+            zeros = fields(tensors[f"{module}.qzeros"], bits).flatten(1) + added  # (G, N)
             groups = tensors[f"{module}.g_idx"].long()
             scales = tensors[f"{module}.scales"].float()
             weights[f"{module}.weight"] = (scales[groups] * (codes - zeros[groups])).T.contiguous()

@@ -221,3 +221,6 @@ def test_the_words_of_symmetric_zeros(bits: int, word: int) -> None:
     options = GptqOptions(bits, 32)  # type: ignore[arg-type]
     tensors = gptq_tensors(quantize_gptq(*problem(), options))
     assert bool((tensors["qzeros"] == word).all())
+    version_2 = gptq_tensors(quantize_gptq(*problem(), options), zeros_are_less_one=False)
+    more = {4: 0x11111111, 8: 0x01010101}[bits]
+    assert bool((version_2["qzeros"] == word + more - 2**32).all())

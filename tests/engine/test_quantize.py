@@ -83,6 +83,9 @@ def test_the_engine_serves_what_the_files_mean(tmp_path: Path, options: dict[str
     original = model.state_dict()
     reports = quantize(tmp_path / "a", tmp_path / "b", **options)
     weights = gptq_files.dequantized(tmp_path / "b")
+    written = json.loads((tmp_path / "b" / "config.json").read_text())["quantization_config"]
+    wanted_format = "gptq" if options.get("symmetric", True) else "gptq_v2"
+    assert written["checkpoint_format"] == wanted_format
     assert weights.keys() == original.keys()
     for name, weight in weights.items():
         if not name.endswith("_proj.weight"):
