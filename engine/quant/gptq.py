@@ -16,9 +16,6 @@ _BLOCK = (
     128  # columns after which the rest of the matrix is brought up to date (section 3.3, step 2)
 )
 _SMALLEST_SCALE = 6e-8  # that float16 can hold
-# Of a group's range, tried beside all of it: most find a little less better, and where the largest
-# weight is positive, symmetric codes only reach it with a little more.
-_SHARES = (1.07, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _DAMPINGS = (1, 10, 100)  # times the asked one, until the Hessian can be inverted
 
 
@@ -95,9 +92,6 @@ def _round(
     columns = len(left)
     codes = torch.empty_like(left, dtype=torch.uint8)
     scales, zeros = [], []
-    costs = (
-        1 / factor.diagonal().square()
-    )  # of an error of 1 in each column, made good as it can be
     # Groups lie within blocks: a scale is chosen when its columns are all up to date.
     block = group_size * max(1, _BLOCK // group_size) if group_size < columns else _BLOCK
     for start in range(0, columns, block):
@@ -105,8 +99,7 @@ def _round(
         errors = torch.empty_like(left[start:stop])
         for i in range(start, stop):
             if i % group_size == 0:
-                group = slice(i, i + group_size)
-                scale, zero = _grid(left[group], costs[group], options)
+                scale, zero = _grid(left[i : i + group_size], options)
                 scales.append(scale)
                 zeros.append(zero)
             code = (left[i] / scale + zero).round().clamp(0, 2**options.bits - 1)
@@ -122,32 +115,10 @@ def _round(
     )
 
 
-def _grid(
-    group: torch.Tensor, costs: torch.Tensor, options: GptqOptions
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point (out,) of one group (group_size, out), the scale as float16 holds it.
-
-    Of a few ranges that is the one with the smallest error, each column's times its cost
-    (group_size,).
-    """
-    low, high = group.amin(dim=0).clamp(max=0), group.amax(dim=0).clamp(min=0)
-    scale, zero = _range(low, high, options)
-    best = _error(group, costs, scale, zero, options)
-    for share in _SHARES:
-        other_scale, other_zero = _range(low * share, high * share, options)
-        error = _error(group, costs, other_scale, other_zero, options)
-        is_better = error < best
-        best = torch.where(is_better, error, best)
-        scale = torch.where(is_better, other_scale, scale)
-        zero = torch.where(is_better, other_zero, zero)
-    return scale, zero
-
-
-def _range(
-    low: torch.Tensor, high: torch.Tensor, options: GptqOptions
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point for values from low <= 0 to high >= 0."""
+def _grid(group: torch.Tensor, options: GptqOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point (out,) of one group (group_size, out), the scale as float16 holds it."""
     top = 2**options.bits - 1
+    low, high = group.amin(dim=0).clamp(max=0), group.amax(dim=0).clamp(min=0)
     if options.symmetric:
         scale = torch.maximum(-low, high) * (2 / top)
         zero = torch.full_like(scale, 2 ** (options.bits - 1))
@@ -157,16 +128,4 @@ def _range(
         # Never 0: stored less one it would be -1, which some readers let overflow.
         scale = torch.where(zero < 1, high / (top - 1), scale)
         zero = zero.clamp(min=1)
-    return scale.clamp(min=_SMALLEST_SCALE).half().to(low.dtype), zero
-
-
-def _error(
-    group: torch.Tensor,
-    costs: torch.Tensor,
-    scale: torch.Tensor,
-    zero: torch.Tensor,
-    options: GptqOptions,
-) -> torch.Tensor:
-    """Squared error (out,) of the rounded group."""
-    codes = (group / scale + zero).round().clamp(0, 2**options.bits - 1)
-    return costs @ (scale * (codes - zero) - group).square()
+    return scale.clamp(min=_SMALLEST_SCALE).half().to(group.dtype), zero

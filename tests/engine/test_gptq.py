@@ -1,6 +1,5 @@
 """engine/quant/gptq.py against GPTQ written down naively in float64, and the words of its files."""
 
-import math
 from functools import cache
 
 import pytest
@@ -49,13 +48,12 @@ def naive(
         order.sort(key=lambda i: -float(hessian[i, i]))
     damp = options.damp * torch.diagonal(hessian).mean()
     inverse = torch.linalg.inv(hessian + damp * torch.eye(columns, dtype=hessian.dtype))
-    costs = column_costs(inverse, order)
     group_size = options.group_size or columns
     codes, rounded = torch.zeros_like(weight), torch.zeros_like(weight)
     for position, i in enumerate(order):
         if position % group_size == 0:
-            members = order[position : position + group_size]
-            scale, zero = naive_grid(weight[:, members], costs[members], options)
+            group = weight[:, order[position : position + group_size]]
+            scale, zero = naive_grid(group, options)
         codes[:, i] = (weight[:, i] / scale + zero).round().clamp(0, top)
         rounded[:, i] = scale * (codes[:, i] - zero)
         error = (weight[:, i] - rounded[:, i]) / inverse[i, i]
@@ -70,41 +68,21 @@ def expected(options: GptqOptions) -> tuple[torch.Tensor, torch.Tensor]:
     return naive(*problem(), options)
 
 
-def column_costs(inverse: torch.Tensor, order: list[int]) -> torch.Tensor:
-    """What an error of 1 in each column costs once the columns after it have made it good
-    (equation 2): one over the diagonal of the inverse Hessian without the columns before it.
-    """
-    inverse, costs = inverse.clone(), torch.zeros(len(inverse), dtype=inverse.dtype)
-    for i in order:
-        costs[i] = 1 / inverse[i, i]
-        inverse = inverse - inverse[:, i : i + 1] * inverse[i : i + 1] / inverse[i, i]
-    return costs
-
-
-def naive_grid(
-    group: torch.Tensor, costs: torch.Tensor, options: GptqOptions
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row by row the best of some ranges, the whole one first."""
+def naive_grid(group: torch.Tensor, options: GptqOptions) -> tuple[torch.Tensor, torch.Tensor]:
     scales, zeros, top = [], [], 2**options.bits - 1
-    for row in group:
-        best = (math.inf, 0.0, 0)
-        for share in (1, 1.07, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7):
-            low, high = share * min(0.0, *row.tolist()), share * max(0.0, *row.tolist())
-            if options.symmetric:
-                scale, zero = 2 * max(-low, high) / top, (top + 1) // 2
-            else:
-                scale = (high - low) / top
-                zero = round(-low / scale)
-                if zero == 0:
-                    scale, zero = high / (top - 1), 1
-            scale = float(torch.tensor(scale, dtype=torch.float64).half())
-            codes = (row / scale + zero).round().clamp(0, top)
-            error = float((costs * (scale * (codes - zero) - row) ** 2).sum())
-            if error < best[0]:
-                best = (error, scale, zero)
-        scales.append(best[1])
-        zeros.append(best[2])
-    return torch.tensor(scales, dtype=torch.float64), torch.tensor(zeros, dtype=torch.float64)
+    for row in group.tolist():
+        low, high = min(0.0, *row), max(0.0, *row)
+        if options.symmetric:
+            scale, zero = 2 * max(-low, high) / top, (top + 1) // 2
+        else:
+            scale = (high - low) / top
+            zero = round(-low / scale)
+            if zero == 0:
+                scale, zero = high / (top - 1), 1
+        scales.append(scale)
+        zeros.append(zero)
+    exact = torch.tensor(scales, dtype=torch.float64)
+    return exact.half().double(), torch.tensor(zeros, dtype=torch.float64)
 
 
 def in_order(weight: GroupwiseWeight) -> torch.Tensor:
@@ -145,15 +123,11 @@ def test_is_better_than_rounding_to_nearest(options: GptqOptions) -> None:
 def test_without_correlations_it_is_rounding_to_nearest() -> None:
     weight, _ = problem()
     quantized = quantize_gptq(weight, torch.eye(COLUMNS, dtype=torch.float64), GptqOptions(4, 32))
-    groups, scales = weight.view(ROWS, -1, 32), quantized.scales.double()[..., None]
-    codes = (groups / scales + 8).round().clamp(0, 15)
+    groups = weight.view(ROWS, -1, 32)
+    scales = (groups.abs().amax(-1) * 2 / 15).half().double()
+    assert torch.equal(quantized.scales.double(), scales)
+    codes = (groups / scales[..., None] + 8).round().clamp(0, 15)
     assert torch.equal(quantized.unpacked().double().view_as(groups), codes)
-    whole = (groups.abs().amax(-1, keepdim=True) * 2 / 15).half().double()
-    nearest = whole * (groups / whole).round().clamp(-8, 7)
-    meant = quantized.dequantize().double().view_as(groups)
-    error, of_nearest = ((x - groups).square().sum(-1) for x in (meant, nearest))
-    assert (error <= of_nearest + 1e-9).all()  # the range that is chosen is never a worse one
-    assert error.sum() < 0.95 * of_nearest.sum()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -168,10 +142,8 @@ def test_odd_groups(bits: int, symmetric: bool) -> None:
     quantized = quantize_gptq(weight, torch.eye(32), options)
     error = (quantized.dequantize() - weight).abs().amax(dim=1)
     steps = quantized.scales.float().flatten()
-    reach = weight.abs().amax(dim=1)
-    assert (error <= reach / 2 ** (bits - 2) + 1e-7).all()
-    assert (error[[0, 4]] <= 1e-7).all()
-    assert (steps <= reach * 2.15 / (2**bits - 2) + 6.1e-8).all()
+    assert (error <= steps * 1.01).all()
+    assert (steps <= weight.abs().amax(dim=1) * 2 / (2**bits - 2) + 6.1e-8).all()
     assert (quantized.zeros >= 1).all()
 
 
