@@ -27,9 +27,9 @@ class HermesParser(JsonCallParser):
             if marker == _OPENING:
                 yield from self._skip()
                 is_call = yield from self._read_call()
-                self._closing = _CLOSING if is_call else ""
-            elif self._closing:
+                self._closings = (_CLOSING,) if is_call else ()
+            elif self._closings:
                 self._drop()
-                self._closing = ""
+                self._closings = ()
             else:
                 self._keep()

@@ -31,7 +31,7 @@ class IncrementalParser(ABC):
         self._is_ended = False
         self._is_rejected = False  # what is being read is content, also in its strings
         self._follows_call = False  # no content since the last call
-        self._closing = ""  # the marker that the last call still lacks; the text may end inside it
+        self._closings: tuple[str, ...] = ()  # what the last call still lacks
         self._events: list[ToolEvent] = []
         self._steps = self._run()
 
@@ -87,13 +87,13 @@ class IncrementalParser(ABC):
         while (character := (yield from self._peek())) and character in characters:
             self._position += 1
 
-    def _text_until(self, *markers: str, emit: Callable[[str], None] | None = None) -> Steps[str]:
+    def _text_until(self, *markers: str, settle: Callable[[int], None] | None = None) -> Steps[str]:
         """Read to the first marker and over it; "" when the text ends before.
 
-        What stands before the marker is content, or what `emit` makes of it: that must settle
-        nothing itself. The white space at its end and the marker are left unsettled.
+        What stands before is given to `settle` by its end, as soon as it is certain. By default it
+        is content, but for white space before the marker; that and the marker are left unsettled.
         """
-        emit = emit or self._content
+        settle = settle or self._settle_content
         while True:
             found = [
                 (index, marker)
@@ -102,19 +102,22 @@ class IncrementalParser(ABC):
             ]
             if found:
                 index, marker = min(found)
-                self._settle_words(index, emit)
+                settle(index)
                 self._position = index + len(marker)
                 return marker
+            settle(len(self._text) - self._length_held(markers))
             if self._is_ended:
-                if self._follows_call and self._closing.startswith(
-                    self._text[self._start :].strip()
-                ):
+                if self._follows_call and self._is_cut_closing():
                     self._start = len(self._text)
-                self._settle_words(len(self._text), emit)
+                settle(len(self._text))
                 self._keep()
                 return ""
-            self._settle_words(len(self._text) - self._length_held(markers), emit)
             yield from self._wait()
+
+    def _is_cut_closing(self) -> bool:
+        """What is left is nothing but white space, or the text ends inside a closing marker."""
+        rest = self._text[self._start :].strip()
+        return not rest or any(closing.startswith(rest) for closing in self._closings)
 
     def _length_held(self, markers: Sequence[str]) -> int:
         """Of the longest end of the text that can become a marker."""
@@ -126,8 +129,11 @@ class IncrementalParser(ABC):
             length -= 1
         return length
 
+    def _settle_content(self, end: int) -> None:
+        """Read up to `end` and keep that, but for white space at its end."""
+        self._settle_words(end, self._content)
+
     def _settle_words(self, end: int, emit: Callable[[str], None]) -> None:
-        """Read up to `end` and settle that, but for white space at its end."""
         words = self._text[self._start : end].rstrip()
         self._position = end
         if words:

@@ -118,5 +118,6 @@ def _escape(character: str) -> str:
 
 
 def to_json(text: str) -> str:
-    """The whole `text` as strict JSON, as far as JsonText can put it right."""
-    return JsonText().read(text, 0, is_final=True)[0]
+    """A value that is the whole `text` as strict JSON, as far as it can be put right."""
+    strict, end = JsonText().read(text, 0, is_final=True)
+    return strict + text[end:]

@@ -1,0 +1,42 @@
+"""What a schema says of its arguments' types, be it direct, by alternatives or by reference."""
+
+from typing import Any
+
+import pytest
+
+from protocol.tools.parameter_types import parameter_types
+
+
+@pytest.mark.parametrize(
+    ("schema", "types"),
+    [
+        ({"type": "string"}, {"string"}),
+        ({"type": ["integer", "null"]}, {"integer", "null"}),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, {"string", "null"}),
+        ({"oneOf": [{"type": "array"}], "allOf": [{"type": "object"}]}, {"array", "object"}),
+        ({"enum": ["a", "b"]}, {"string"}),
+        ({"enum": [1, None, 1.5, [], {}]}, {"integer", "number", "null", "array", "object"}),
+        ({"const": True}, {"boolean"}),
+        ({"$ref": "#/$defs/unit"}, {"string"}),
+        ({"allOf": [{"$ref": "#/$defs/unit"}]}, {"string"}),
+        ({"$ref": "#/$defs/circle"}, set()),
+        ({"$ref": "#/$defs/nowhere/at/all"}, set()),
+        ({"$ref": "https://example.com/schema"}, set()),
+        ({"type": 3, "anyOf": "no", "enum": "no"}, set()),
+        ({}, set()),
+        (True, set()),
+    ],
+)
+def test_types(schema: Any, types: set[str]) -> None:
+    root = {
+        "type": "object",
+        "properties": {"a": schema},
+        "$defs": {"unit": {"enum": ["C", "F"]}, "circle": {"$ref": "#/$defs/circle"}},
+    }
+    assert parameter_types(root, "a") == types
+    assert parameter_types(root, "b") == set()
+
+
+@pytest.mark.parametrize("schema", [{}, {"properties": None}, {"properties": ["a"]}])
+def test_a_schema_without_properties(schema: dict[str, Any]) -> None:
+    assert parameter_types(schema, "a") == set()
