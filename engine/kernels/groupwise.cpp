@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -225,6 +226,76 @@ void multiply(const Weight<kBits, S>& weight, int64_t rows, const float* x, int6
   }
 }
 
+#if defined(__AVX512BF16__)
+constexpr int kTileRows = 4, kTileBatch = 6;  // 24 sums and what they need fill the 32 registers
+
+// out[b][r] = dot(w[r], x[b]) of bfloat16 rows, summed in float32; w is kRows rows, x kBatch.
+template <int kRows, int kBatch>
+void dot_tile(const uint16_t* w, const uint16_t* x, int64_t columns, float* out, int64_t rows) {
+  __m512 totals[kRows][kBatch];
+  for (auto& row : totals)
+    for (auto& total : row) total = _mm512_setzero_ps();
+  for (int64_t column = 0; column < columns; column += kUnit) {
+    __m512bh values[kRows];
+    for (int r = 0; r < kRows; ++r) values[r] = load<__m512bh>(w + r * columns + column);
+    for (int b = 0; b < kBatch; ++b) {
+      const __m512bh input = load<__m512bh>(x + b * columns + column);
+      for (int r = 0; r < kRows; ++r)
+        totals[r][b] = _mm512_dpbf16_ps(totals[r][b], values[r], input);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int b = 0; b < kBatch; ++b) out[b * rows + r] = _mm512_reduce_add_ps(totals[r][b]);
+}
+
+template <int kRows>
+void dot_rows(const uint16_t* w, const uint16_t* x, int64_t batch, int64_t columns, float* out,
+              int64_t rows) {
+  for (; batch >= kTileBatch; batch -= kTileBatch) {
+    dot_tile<kRows, kTileBatch>(w, x, columns, out, rows);
+    x += kTileBatch * columns;
+    out += kTileBatch * rows;
+  }
+  switch (batch) {
+    case 5: dot_tile<kRows, 5>(w, x, columns, out, rows); break;
+    case 4: dot_tile<kRows, 4>(w, x, columns, out, rows); break;
+    case 3: dot_tile<kRows, 3>(w, x, columns, out, rows); break;
+    case 2: dot_tile<kRows, 2>(w, x, columns, out, rows); break;
+    case 1: dot_tile<kRows, 1>(w, x, columns, out, rows); break;
+    default: break;
+  }
+}
+
+// A few rows of the weight are widened to bfloat16 in the cache, and stay there for all rows of x.
+template <int kBits, typename S>
+void multiply_bfloat16(const Weight<kBits, S>& weight, int64_t rows, const uint16_t* x,
+                       int64_t batch, float* out) {
+#pragma omp parallel
+  {
+    std::vector<uint16_t> tile(kTileRows * weight.columns);
+#pragma omp for schedule(static)
+    for (int64_t start = 0; start < rows; start += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, rows - start);
+      for (int64_t r = 0; r < count; ++r) {
+        uint16_t* to = tile.data() + r * weight.columns;
+        for_each_unit<1>(weight, start + r, [&](int64_t unit, const Unit* values) {
+          const __m512bh both =
+              _mm512_cvtne2ps_pbh(values[0].second.part[0], values[0].first.part[0]);
+          std::memcpy(to + unit * kUnit, &both, sizeof both);
+        });
+      }
+      if (count == kTileRows) {
+        dot_rows<kTileRows>(tile.data(), x, batch, weight.columns, out + start, rows);
+      } else {
+        for (int64_t r = 0; r < count; ++r)
+          dot_rows<1>(tile.data() + r * weight.columns, x, batch, weight.columns,
+                      out + start + r, rows);
+      }
+    }
+  }
+}
+#endif
+
 template <int kBits, typename S>
 void dequantize(const Weight<kBits, S>& weight, int64_t rows, void* out, bool as_bfloat16) {
 #pragma omp parallel for schedule(static)
@@ -269,6 +340,17 @@ void groupwise_multiply(const uint8_t* codes, const void* scales, const void* of
   dispatch(codes, scales, offsets, zero, columns, group_size, bits, scale_bytes,
            [&](const auto& weight) { multiply(weight, rows, x, batch, out); });
 }
+
+#if defined(__AVX512BF16__)
+// The same with x in bfloat16 and weights rounded to it.
+void groupwise_multiply_bfloat16(const uint8_t* codes, const void* scales, const void* offsets,
+                                 float zero, int64_t rows, int64_t columns, int64_t group_size,
+                                 int bits, int scale_bytes, const uint16_t* x, int64_t batch,
+                                 float* out) {
+  dispatch(codes, scales, offsets, zero, columns, group_size, bits, scale_bytes,
+           [&](const auto& weight) { multiply_bfloat16(weight, rows, x, batch, out); });
+}
+#endif
 
 // out (rows, columns) in float32 or bfloat16.
 void groupwise_dequantize(const uint8_t* codes, const void* scales, const void* offsets, float zero,

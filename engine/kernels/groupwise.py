@@ -1,17 +1,20 @@
 """Weights that are multiplied as they are packed, by the compiled kernels of groupwise.cpp."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from engine.kernels.library import has_bfloat16
 from engine.quant.groupwise import GroupwiseWeight, unpack_nibbles
 
 _UNIT = 32  # columns
 # Up to so many rows of x each weight is widened in registers and multiplied there; for more rows,
 # pieces of the weight are widened in memory and multiplied by torch.
 _MAX_ROWS = 16
+_MIN_ROWS_BFLOAT16, _MAX_ROWS_BFLOAT16 = 3, 96  # the same where the CPU multiplies bfloat16
 _PIECE_ELEMENTS = 2**20  # widened at once: they stay in the cache
 _PACKED_ROWS = 1024  # brought to the kernel's layout at once
 _CLOSE = 2.0**-20  # of an offset: what float32 rounding may have moved it by
@@ -58,8 +61,10 @@ class CompiledWeight:
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         ordered = x if self.order is None else x[:, self.order]
+        if len(x) <= _MAX_ROWS_BFLOAT16 and self._multiplies_bfloat16(x):
+            return self._multiply(self.library.groupwise_multiply_bfloat16, ordered).to(x.dtype)
         if len(x) <= _MAX_ROWS:
-            return self._multiply(ordered.float().contiguous()).to(x.dtype)
+            return self._multiply(self.library.groupwise_multiply, ordered.float()).to(x.dtype)
         rows, columns = self.shape
         step = max(1, _PIECE_ELEMENTS // columns)
         products = [
@@ -80,10 +85,18 @@ class CompiledWeight:
         )
         return out.to(dtype)
 
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """x (n, in) -> (n, out), float32."""
+    def _multiplies_bfloat16(self, x: torch.Tensor) -> bool:
+        return (
+            x.dtype == torch.bfloat16
+            and len(x) >= _MIN_ROWS_BFLOAT16
+            and has_bfloat16(self.library)
+        )
+
+    def _multiply(self, function: Callable[..., None], x: torch.Tensor) -> torch.Tensor:
+        """x (n, in) -> (n, out) float32."""
+        x = x.contiguous()
         out = torch.empty(len(x), self.shape[0])
-        self.library.groupwise_multiply(*self._arguments(), x.data_ptr(), len(x), out.data_ptr())
+        function(*self._arguments(), x.data_ptr(), len(x), out.data_ptr())
         return out
 
     def _select(self, rows: torch.Tensor | slice) -> "CompiledWeight":

@@ -8,6 +8,7 @@ import ctypes
 import importlib.util
 import logging
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ logger = logging.getLogger(__name__)
 
 # by torch's name for what a CPU can do, best first
 _LIBRARIES = {
-    "AVX512": ("x86_64_v4", "x86_64_v3", "generic"),
+    "AVX512": ("x86_64_v4_bf16", "x86_64_v4", "x86_64_v3", "generic"),
     "AVX2": ("x86_64_v3", "generic"),
 }
+# what torch's names do not tell, and the library that needs it
+_NEEDED_FLAG = {"x86_64_v4_bf16": "avx512_bf16"}
 _POINTER, _INTEGER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 # codes, scales, offsets, zero, rows, columns, group_size, bits, scale_bytes
 _WEIGHT: tuple[Any, ...] = (
@@ -37,7 +40,7 @@ _WEIGHT: tuple[Any, ...] = (
 @cache
 def load() -> ctypes.CDLL | None:
     """The best library for this CPU; None, with a line in the log, where there is none."""
-    for name in _LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
+    for name in variants():
         library = load_variant(name)
         if library is not None:
             return library
@@ -48,9 +51,25 @@ def load() -> ctypes.CDLL | None:
     return None
 
 
+def variants() -> list[str]:
+    """Names of the libraries that this CPU can run, best first."""
+    names = _LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
+    flags = cpu_flags()
+    return [name for name in names if _NEEDED_FLAG.get(name, "") in ("", *flags)]
+
+
+def cpu_flags() -> frozenset[str]:
+    """Words of /proc/cpuinfo that name what the CPU can do; none where that is unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return frozenset()
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
+
+
 @cache
 def load_variant(name: str) -> ctypes.CDLL | None:
-    """One of the libraries, x86_64_v4, x86_64_v3 or generic; None where it was not built."""
+    """One of the libraries by name; None where it was not built."""
     spec = importlib.util.find_spec(f"engine.kernels._{name}")
     if spec is None or spec.origin is None:
         return None
@@ -61,6 +80,14 @@ def load_variant(name: str) -> ctypes.CDLL | None:
         return None
     library.groupwise_multiply.argtypes = [*_WEIGHT, _POINTER, _INTEGER, _POINTER]
     library.groupwise_multiply.restype = None
+    if has_bfloat16(library):
+        library.groupwise_multiply_bfloat16.argtypes = [*_WEIGHT, _POINTER, _INTEGER, _POINTER]
+        library.groupwise_multiply_bfloat16.restype = None
     library.groupwise_dequantize.argtypes = [*_WEIGHT, _POINTER, _INT]
     library.groupwise_dequantize.restype = None
     return library
+
+
+def has_bfloat16(library: ctypes.CDLL) -> bool:
+    """Whether it multiplies bfloat16 without widening it to float32."""
+    return hasattr(library, "groupwise_multiply_bfloat16")

@@ -15,11 +15,7 @@ from engine.kernels.groupwise import CompiledWeight
 from engine.quant.gguf import GROUPED_TYPES, dequantize, read_packed
 from engine.quant.groupwise import Bits, GroupwiseWeight, pack_nibbles
 
-_RUNS = {
-    "AVX512": ["x86_64_v4", "x86_64_v3", "generic"],
-    "AVX2": ["x86_64_v3", "generic"],
-}
-VARIANTS = _RUNS.get(torch.backends.cpu.get_cpu_capability(), ["generic"])
+VARIANTS = library.variants()
 
 
 def variant(name: str) -> ctypes.CDLL:
@@ -31,10 +27,28 @@ def variant(name: str) -> ctypes.CDLL:
 def test_every_variant_is_built() -> None:
     names = ["generic"]
     if platform.machine() == "x86_64":
-        names += ["x86_64_v3", "x86_64_v4"]
+        names += ["x86_64_v3", "x86_64_v4", "x86_64_v4_bf16"]
     for name in names:
         assert library.load_variant(name) is not None, f"{name} was not compiled"
     assert library.load() is library.load_variant(VARIANTS[0])
+
+
+@pytest.mark.parametrize(
+    ("capability", "flags", "expected"),
+    [
+        ("AVX512", {"avx512_bf16"}, ["x86_64_v4_bf16", "x86_64_v4", "x86_64_v3", "generic"]),
+        ("AVX512", set(), ["x86_64_v4", "x86_64_v3", "generic"]),
+        ("AVX2", {"avx512_bf16"}, ["x86_64_v3", "generic"]),
+        ("DEFAULT", set(), ["generic"]),
+        ("VSX", set(), ["generic"]),
+    ],
+)
+def test_variants_of_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, capability: str, flags: set[str], expected: list[str]
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(flags))
+    assert library.variants() == expected
 
 
 def test_without_any_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
