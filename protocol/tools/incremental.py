@@ -107,17 +107,18 @@ class IncrementalParser(ABC):
                 return marker
             settle(len(self._text) - self._length_held(markers))
             if self._is_ended:
-                if self._follows_call and self._is_cut_closing():
-                    self._start = len(self._text)
+                self._drop_cut_closing()
                 settle(len(self._text))
                 self._keep()
                 return ""
             yield from self._wait()
 
-    def _is_cut_closing(self) -> bool:
-        """What is left is nothing but white space, or the text ends inside a closing marker."""
+    def _drop_cut_closing(self) -> None:
+        """At the end of the text: drop what is left of a call, white space or half a marker."""
         rest = self._text[self._start :].strip()
-        return not rest or any(closing.startswith(rest) for closing in self._closings)
+        is_cut = not rest or any(closing.startswith(rest) for closing in self._closings)
+        if self._follows_call and is_cut:
+            self._start = self._position = len(self._text)
 
     def _length_held(self, markers: Sequence[str]) -> int:
         """Of the longest end of the text that can become a marker."""

@@ -1,0 +1,103 @@
+"""ReAct calls, of models without a format of their own: a thought, an action and its input.
+
+    Thought: ...
+    Action: name
+    Action Input: {...}
+    Observation:
+
+Source: the ReAct prompt in openai_api.py of QwenLM/Qwen.
+"""
+
+import re
+
+from protocol.tools.incremental import Steps
+from protocol.tools.labelled import LabelledCallParser
+
+_THOUGHT, _ACTION, _INPUT = "thought", "action", "action input"
+_OBSERVATION, _ANSWER = "observation", "final answer"
+_LABELS = (_THOUGHT, _INPUT, _ACTION, _OBSERVATION, _ANSWER)
+_LABEL = re.compile(rf"\s*({'|'.join(_LABELS)})[ \t]*[:：]", re.IGNORECASE)
+_ENDS = ("\nObservation:", "\nObservation：", "\nAction:", "\nAction：")
+
+
+class ReactParser(LabelledCallParser):
+    """Implements ToolCallParser. Labels count at the beginning of a line only.
+
+    `Thought:` at the beginning, or behind a call, is dropped; its line is content. It is held until
+    the next line has begun: where that is `Final Answer:`, the thought says only that no tool is
+    needed, and is dropped with both labels. A thought of more lines is content as it comes, so that
+    a model which puts its whole answer there is streamed. Where the prompt ends with `Thought:`,
+    that has to be fed first.
+
+    What follows the first `Final Answer:` is the answer, whatever it looks like. `Action:` is a
+    call only if a tool's name is alone in its line and `Action Input:` follows. Calls may follow
+    one another; what follows an `Observation:` that the model made up is content.
+    """
+
+    def _parse(self) -> Steps[None]:
+        is_first, is_thought, has_call = True, False, False
+        while (yield from self._peek()):
+            label, length = yield from self._peek_label()
+            if label == _ANSWER:
+                if is_first or is_thought:
+                    self._drop()
+                self._keep()
+                yield from self._drop_label(length)
+                return
+            if label == _THOUGHT and is_first:
+                yield from self._drop_label(length)
+                yield from self._text_until("\n", settle=self._hold)
+                is_first, is_thought = False, True
+                continue
+            self._settle_content(self._position)
+            if label == _OBSERVATION and has_call:
+                yield from self._drop_label(length)
+                return
+            if label == _ACTION and (yield from self._read_call(length)):
+                is_first = has_call = True
+            else:
+                self._position += length
+                yield from self._text_until("\n")
+                is_first = False
+            is_thought = False
+
+    def _peek_label(self) -> Steps[tuple[str, int]]:
+        """The label that comes next, in lower case, and its length with what is around it."""
+        while True:
+            if found := _LABEL.match(self._text, self._position):
+                return found[1].lower(), len(found[0])
+            if self._is_ended:
+                self._drop_cut_closing()
+                return "", 0
+            begun = self._text[self._position :].lstrip().lower()
+            if not any(_can_become(begun, label) for label in _LABELS):
+                return "", 0
+            yield from self._wait()
+
+    def _drop_label(self, length: int) -> Steps[None]:
+        self._position += length
+        yield from self._skip(" \t")
+        self._drop()
+        self._closings = ()
+
+    def _hold(self, end: int) -> None:
+        self._position = end
+
+    def _read_call(self, length: int) -> Steps[bool]:
+        """Whether a call comes next, behind a label of `length`; if not, nothing is read."""
+        num_unsettled = self._position - self._start
+        self._position += length
+        name = yield from self._read_name("\n")
+        if name is not None:
+            label, length = yield from self._peek_label()
+            if label == _INPUT:
+                self._position += length
+                self._begin(name)
+                yield from self._read_labelled(*_ENDS)
+                return True
+        self._position = self._start + num_unsettled
+        return False
+
+
+def _can_become(begun: str, label: str) -> bool:
+    return label.startswith(begun) or begun.rstrip(" \t") == label
