@@ -13,6 +13,7 @@ FaultCode = Literal[
     "context_length_exceeded",  # the prompt alone fills the model's context
     "kv_cache_exceeded",  # the prompt can never fit into the whole KV cache
     "invalid_request",  # a token id outside the vocabulary, an empty prompt, ...
+    "invalid_grammar",  # a grammar that does not compile or takes too much time or memory
     "numerical_error",  # NaN or Inf in this sequence's logits
     "engine_dead",  # the engine process died or stopped answering
     "internal",
@@ -44,12 +45,34 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None  # the same for every prompt position
 
 
+class Thinking(msgspec.Struct, frozen=True):
+    """What a model may think before its answer: an opening, any text, a closing."""
+
+    opening: str | int  # a text, or the id of a control token
+    closing: str | int
+    is_open: bool  # the prompt has opened it: the output must close it
+
+
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the whole output of a sequence must be; what leads elsewhere is never sampled."""
+
+    kind: GrammarKind
+    # the JSON schema, the regular expression, a JSON array of strings, or the Lark grammar
+    text: str = ""
+    thinking: Thinking | None = None  # may come first
+    origin: str = ""  # where the API request has it: carried for the server's error messages
+
+
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="add"):
     """One sequence to generate. n choices of an API request are n of these, each with its id."""
 
     id: str
     prompt_token_ids: list[int]
     sampling: SamplingParams
+    grammar: Grammar | None = None
     priority: int = 0  # lower is served first
     cache_salt: str = ""  # sequences share prefix-cache blocks only within one salt
 

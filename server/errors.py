@@ -46,6 +46,7 @@ _FAULTS: dict[FaultCode, Callable[[Fault], ApiError]] = {
     "context_length_exceeded": lambda fault: ContextLengthExceeded(fault.message),
     "kv_cache_exceeded": lambda fault: InvalidRequest(fault.message, code="kv_cache_exceeded"),
     "invalid_request": lambda fault: InvalidRequest(fault.message),
+    "invalid_grammar": lambda fault: InvalidRequest(fault.message, code="invalid_grammar"),
     "engine_dead": lambda fault: EngineUnavailable(fault.message),
     "numerical_error": _internal,
     "internal": _internal,

@@ -17,7 +17,7 @@ PACKAGES = ("engine", "loadtest", "protocol", "server", "tests")
 THIRD_PARTY = {
     "protocol": {"jinja2", "markupsafe", "msgspec", "pydantic", "pydantic_core"}
     | {"sentencepiece", "tiktoken", "tokenizers"},
-    "engine": {"gguf", "msgspec", "numpy", "safetensors", "torch", "zmq"},
+    "engine": {"gguf", "llguidance", "msgspec", "numpy", "safetensors", "torch", "zmq"},
 }
 OURS = {
     "protocol": {"protocol"},
@@ -32,6 +32,7 @@ ENGINE_FOR_THE_SERVER = {
 WITHOUT_TORCH = (
     *sorted(ENGINE_FOR_THE_SERVER),
     *("engine.block_manager", "engine.scheduler", "engine.sequence"),
+    *("engine.core", "engine.grammar_compiler", "engine.grammar_process"),
     *("loadtest.frontend", "server.app", "server.cli", "server.worker"),
 )
 

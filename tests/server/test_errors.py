@@ -23,6 +23,7 @@ STATUS_OF_FAULT = {
     "context_length_exceeded": (400, "context_length_exceeded"),
     "kv_cache_exceeded": (400, "kv_cache_exceeded"),
     "invalid_request": (400, None),
+    "invalid_grammar": (400, "invalid_grammar"),
     "engine_dead": (503, "engine_unavailable"),
     "numerical_error": (500, None),
     "internal": (500, None),
