@@ -1,0 +1,176 @@
+"""ChatGLM3 calls: golden outputs, split everywhere; Python is parsed and never run."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.tools.calls import CallArguments, CallBegin, Content, ToolEvent
+from protocol.tools.chatglm3 import ChatGLM3Parser
+from tests.protocol.tools.parsing import (
+    TOOLS,
+    assert_nothing_is_lost,
+    call,
+    cut,
+    fuzzed,
+    parse,
+    run,
+)
+
+
+def written(name: str, arguments: str) -> str:
+    return f"{name}\n ```python\ntool_call({arguments})\n```"
+
+
+CALL = written("get_weather", "city='北京'")
+NOW = written("now", "")
+UNKNOWN = written("rm", "a='now'")
+WEATHER = call("get_weather", '{"city": "北京"}')
+
+GOLDEN: dict[str, tuple[str, list[ToolEvent]]] = {
+    "no call": ("\n 你好！\n", [Content("\n 你好！\n")]),
+    "one": (CALL, WEATHER),
+    "after the role": (f"<|assistant|>{CALL}\n", WEATHER),
+    "after text and the role": (
+        f"\n 我查一下。<|assistant|>{CALL}",
+        [Content("\n 我查一下。"), *WEATHER],
+    ),
+    "in a new line": (f"我查一下。\n{CALL}", [Content("我查一下。"), *WEATHER]),
+    "several": (f"{CALL}\n<|assistant|> {NOW}", [*WEATHER, *call("now")]),
+    "several lines": (f"{CALL}\n{NOW}\n", [*WEATHER, *call("now")]),
+    "text behind": (f"{CALL}\nok", [*WEATHER, Content("\nok")]),
+    "no fence": ("now\ntool_call()", call("now")),
+    "no end of the fence": ("now\n```python\ntool_call()", call("now")),
+    "half an end of the fence": ("now\n```python\ntool_call()\n``", call("now")),
+    "no language": ("now \n```\ntool_call()\n```", call("now")),
+    "all literals": (
+        written(
+            "get_weather",
+            "city=\"it's\", days=-3, is_celsius=True, hours=[1.5, None, (2,)],\n limits={'a': {}},",
+        ),
+        call(
+            "get_weather",
+            '{"city": "it\'s", "days": -3, "is_celsius": true, '
+            '"hours": [1.5, null, [2]], "limits": {"a": {}}}',
+        ),
+    ),
+    "parentheses, quotes and markers in strings": (
+        written("搜索", r"词='a) \' \\' " "'\"\\d🙂```<|assistant|>now\\n'"),
+        call("搜索", r'{"词": "a) ' "' " r'\\\"\\d🙂```<|assistant|>now\n"}'),
+    ),
+    "long strings": (
+        written("搜索", '词=\'\'\'it\'s\n""" )\'\'\', b="""\\""""'),
+        call("搜索", '{"词": "it\'s\\n\\"\\"\\" )", "b": "\\""}'),
+    ),
+    "an empty string": (written("搜索", "词='', b=\"\""), call("搜索", '{"词": "", "b": ""}')),
+    "unknown": (UNKNOWN, [Content(UNKNOWN)]),
+    "unknown and known": (f"{UNKNOWN}\n{NOW}", [Content(UNKNOWN), *call("now")]),
+    "a name in a line": ("now\nand then", [Content("now\nand then")]),
+    "a name and other code": (
+        "now\n```python\nprint()\n```",
+        [Content("now\n```python\nprint()\n```")],
+    ),
+    "more than a name": ("nowhere\n```", [Content("nowhere\n```")]),
+    "less than a name": ("no\n```", [Content("no\n```")]),
+    "a role": ("a<|assistant|>\n b<|assi", [Content("a<|assistant|>\n b<|assi")]),
+    "cut in the head": ("now\n```python\ntool_c", [Content("now\n```python\ntool_c")]),
+    "cut in the name": ("no", [Content("no")]),
+    "cut in a string": (
+        "get_weather\n```python\ntool_call(city='北",
+        [CallBegin("get_weather"), CallArguments("city='北")],
+    ),
+    "cut in an escape": (
+        "get_weather\n```python\ntool_call(city='北\\",
+        [CallBegin("get_weather"), CallArguments("city='北\\")],
+    ),
+}
+
+
+@pytest.mark.parametrize("text, events", GOLDEN.values(), ids=GOLDEN)
+def test_golden_outputs(text: str, events: list[ToolEvent]) -> None:
+    assert parse(ChatGLM3Parser, text) == events
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'北京'",
+        "**{'city': 1}",
+        "city=__import__('os').getcwd()",
+        "city=name",
+        "city=1e999",
+        "city={1, 2}",
+        "city=b'a'",
+        "city={(1,): 2}",
+        "city=",
+        "city==1",
+        "a=1, a=2",
+        "city=(1]",
+        "a=b)(b=2",
+        "a=" + "9" * 5000,
+        "a=" + "[" * 90 + "]" * 90 + "x",
+        "a=" + "[" * 101 + "]" * 101,
+        "a=" + "[" * 100_000 + "]" * 100_000,
+        "a=" + "-" * 100_000 + "1",
+        "a='\0'",
+    ],
+)
+def test_what_is_no_literal_by_name_is_passed_as_it_is(arguments: str) -> None:
+    events = run(ChatGLM3Parser, [written("now", arguments)])
+    assert events[0] == CallBegin("now")
+    given = events[1]
+    assert isinstance(given, CallArguments)
+    assert given.text == arguments.partition(")(")[0]
+
+
+python_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["city", "days", "词"]), python_values))
+def test_python_literals(arguments: dict[str, Any]) -> None:
+    text = written("get_weather", ", ".join(f"{k}={v!r}" for k, v in arguments.items()))
+    events = run(ChatGLM3Parser, list(text))
+    _, given = events
+    assert isinstance(given, CallArguments)
+    assert json.loads(given.text) == arguments
+    assert run(ChatGLM3Parser, [text]) == events
+
+
+@given(st.sampled_from(list(GOLDEN.values())), st.sampled_from(list(GOLDEN.values())), st.data())
+@settings(max_examples=300)
+def test_any_split(first: tuple[str, Any], second: tuple[str, Any], data: st.DataObject) -> None:
+    text = f"{first[0]}\n{second[0]}"
+    assert run(ChatGLM3Parser, cut(data, text)) == run(ChatGLM3Parser, [text])
+
+
+MARKERS = (
+    *("<|assistant|>", "\nnow\n", "```python\n", "tool_call(", ")", "(", "city=", CALL, NOW),
+    *("'''", "'", "<|assistant|>now\n ```python\ntool_call(", UNKNOWN, "1", "**"),
+)
+
+
+@given(fuzzed(*MARKERS), st.data())
+@settings(max_examples=500)
+def test_whatever_the_model_writes(text: str, data: st.DataObject) -> None:
+    events = run(ChatGLM3Parser, [text])
+    assert_nothing_is_lost(text, events)
+    assert run(ChatGLM3Parser, list(text)) == events
+    assert run(ChatGLM3Parser, cut(data, text)) == events
+
+
+def test_what_is_certain_is_sent_at_once() -> None:
+    parser = ChatGLM3Parser(TOOLS)
+    assert parser.feed("Hi no") == [Content("Hi no")]
+    assert parser.feed("w\nnow") == [Content("w")]
+    assert parser.feed("\n ```python\ntool_call") == []
+    assert parser.feed("(") == [CallBegin("now")]
+    assert parser.feed("a=1") == []
+    assert parser.feed(")") == [CallArguments('{"a": 1}')]
+    assert parser.feed("\n```") == []
+    assert parser.flush() == []
