@@ -1,6 +1,7 @@
 """Tools and their calls as a ReAct text, for models without tokens for tools.
 
-Source: TOOL_DESC, REACT_INSTRUCTION and parse_messages in openai_api.py of QwenLM/Qwen. Differs from it where it lost something: the message that tells of the tools is pinned, so that a
+Source: TOOL_DESC, REACT_INSTRUCTION and parse_messages in openai_api.py of QwenLM/Qwen.
+Differs from it where it lost something: the message that tells of the tools is pinned, so that a
 long history does not push it out, and calls of one answer stand with their own results.
 """
 

@@ -21,7 +21,8 @@ IMAGE = Tool("image_gen", "Draws.", {"type": "object", "properties": {}})
 TOLD = """Answer the following questions as best you can. You have access to the following APIs:
 
 google_search: Call this tool to interact with the 谷歌搜索 API. \
-What is the 谷歌搜索 API useful for? 谷歌搜索是一个通用搜索引擎。 Parameters: {"type": "object", "properties": {"q": {"type": "string", \
+What is the 谷歌搜索 API useful for? 谷歌搜索是一个通用搜索引擎。 \
+Parameters: {"type": "object", "properties": {"q": {"type": "string", \
 "description": "关键词"}}}
 
 image_gen: Call this tool to interact with the image_gen API. \
