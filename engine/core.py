@@ -7,10 +7,15 @@ sockets, clients or text; engine/process.py feeds it.
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as ListLike
+from concurrent.futures import Future
 from typing import Protocol
+
+from llguidance import LLMatcher
 
 from engine.block_manager import BlockManager
 from engine.errors import RequestRejected
+from engine.grammar import GrammarError, GrammarState
+from engine.grammar_compiler import Grammars
 from engine.messages import (
     EngineInfo,
     EngineRequest,
@@ -55,8 +60,11 @@ class Engine:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
+        grammars: Grammars | None = None,
     ) -> None:
+        """Without `grammars` requests that have one are rejected."""
         self.runner = runner
+        self.grammars = grammars
         self.info = info
         self.eos_token_ids = frozenset(eos_token_ids)
         self.scheduler = Scheduler(
@@ -66,6 +74,7 @@ class Engine:
             info.max_model_len,
         )
         self._sequences: dict[str, Sequence] = {}
+        self._compiling: dict[str, Future[LLMatcher]] = {}  # of the sequences that are held
         self._num_arrivals = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -77,8 +86,16 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
+    @property
+    def is_compiling(self) -> bool:
+        """Whether requests wait for their grammars: then `admit_compiled` is to be called."""
+        return bool(self._compiling)
+
     def add(self, request: EngineRequest) -> None:
-        """Queue a request. Raises RequestRejected for one that can never be served."""
+        """Queue a request, to be admitted once its grammar is compiled where it has one.
+
+        Raises RequestRejected for one that can never be served.
+        """
         if request.id in self._sequences:
             raise RequestRejected(Fault("invalid_request", f"The id {request.id!r} is in use."))
         if not request.prompt_token_ids:
@@ -91,9 +108,29 @@ class Engine:
             )
         theta = self.runner.rope_theta(len(request.prompt_token_ids))
         sequence = Sequence(request, self._num_arrivals, theta)
-        self.scheduler.add(sequence)
+        compiling = self._compile(request)
+        if compiling is not None and compiling.done():
+            sequence.grammar = _grammar_state(compiling)
+        is_held = compiling is not None and sequence.grammar is None
+        self.scheduler.add(sequence, is_held=is_held)
+        if compiling is not None and is_held:
+            self._compiling[request.id] = compiling
         self._num_arrivals += 1
         self._sequences[request.id] = sequence
+
+    def admit_compiled(self) -> list[Event]:
+        """Let requests go whose grammars are compiled; end those whose grammars cannot be."""
+        events: list[Event] = []
+        ready = [request_id for request_id, future in self._compiling.items() if future.done()]
+        for request_id in ready:
+            sequence = self._sequences[request_id]
+            try:
+                sequence.grammar = _grammar_state(self._compiling.pop(request_id))
+            except RequestRejected as exc:
+                events.append(self._fail(sequence, exc.fault))
+            else:
+                self.scheduler.release(sequence)
+        return events
 
     def abort(self, request_id: str) -> list[Event]:
         """End a request now; an unknown id, perhaps just finished, is a no-op."""
@@ -124,7 +161,7 @@ class Engine:
         scheduler = self.scheduler
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(scheduler.waiting) + len(scheduler.held),
             num_blocks=self.info.num_blocks,
             num_free_blocks=scheduler.block_manager.num_free_blocks,
             num_steps=self._num_steps,
@@ -137,6 +174,19 @@ class Engine:
             model_time_s=self._model_time_s,
         )
 
+    def close(self) -> None:
+        """End the processes that compute or compile for this engine."""
+        self.runner.close()
+        if self.grammars is not None:
+            self.grammars.close()
+
+    def _compile(self, request: EngineRequest) -> Future[LLMatcher] | None:
+        if request.grammar is None:
+            return None
+        if self.grammars is None:
+            raise RequestRejected(Fault("invalid_grammar", "This engine takes no grammars."))
+        return self.grammars.compile(request.grammar)
+
     def _postprocess(self, chunk: Chunk, result: ChunkResult) -> list[Event]:
         """Advance one sequence by what was computed for it."""
         sequence = chunk.sequence
@@ -147,7 +197,7 @@ class Engine:
             max(0, len(sequence.prompt_logprobs) - chunk.start) :
         ]
         if result.failed:
-            return [self._fail(sequence, Fault("numerical_error", "The model's output is NaN."))]
+            return [self._fail(sequence, _failure(sequence))]
         if result.token_id is None:
             return []
         return self._append_token(sequence, result.token_id, result.logprobs)
@@ -180,6 +230,8 @@ class Engine:
         )
         if is_stop:
             events.append(self._finish(sequence, "stop", stop_token_id=token_id))
+        elif sequence.grammar is not None and _completes(sequence.grammar, sequence):
+            events.append(self._finish(sequence, "stop"))
         elif reached_limit:
             events.append(self._finish(sequence, "length"))
         return events
@@ -197,6 +249,7 @@ class Engine:
     ) -> Finished:
         self.scheduler.remove(sequence, retract=fault is not None)
         del self._sequences[sequence.id]
+        self._compiling.pop(sequence.id, None)
         return Finished(
             sequence.id,
             reason,
@@ -206,3 +259,25 @@ class Engine:
             stop_token_id=stop_token_id,
             fault=fault,
         )
+
+
+def _grammar_state(compiling: Future[LLMatcher]) -> GrammarState:
+    """The state of a new sequence. Raises RequestRejected where the grammar was not compiled."""
+    try:
+        return GrammarState(compiling.result())
+    except GrammarError as exc:
+        raise RequestRejected(Fault("invalid_grammar", str(exc))) from exc
+    except Exception as exc:
+        raise RequestRejected(Fault("internal", f"A grammar was not compiled: {exc}")) from exc
+
+
+def _completes(grammar: GrammarState, sequence: Sequence) -> bool:
+    grammar.update(sequence.output_ids)
+    return grammar.is_complete
+
+
+def _failure(sequence: Sequence) -> Fault:
+    """Why nothing could be sampled."""
+    if sequence.grammar is not None and sequence.grammar.problem is not None:
+        return Fault("invalid_grammar", sequence.grammar.problem)
+    return Fault("numerical_error", "The model's output is NaN.")

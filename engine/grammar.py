@@ -197,6 +197,8 @@ class GrammarState:
         self._mask_s += time.thread_time() - started_s
         if self._matcher.is_error():
             self.problem = f"The grammar cannot be followed further: {_reason(self._matcher)}"
+        elif not any(mask):
+            self.problem = "No token of this model can follow in the grammar."
         elif self._mask_s > _MASK_S + _MASK_S_PER_TOKEN * self._num_consumed:
             self.problem = "The grammar takes too long to follow."
         return mask if self.problem is None else bytes(len(mask))

@@ -4,6 +4,7 @@ The one place where checkpoint, weights, KV cache, sampler and engine are put to
 """
 
 import logging
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from engine.config import EngineConfig
 from engine.core import Engine
 from engine.errors import CheckpointError, ConfigError
 from engine.followers import Followers
+from engine.grammar_compiler import GrammarCompiler
 from engine.kv_cache import KVCache
 from engine.messages import EngineInfo
 from engine.model_runner import ModelRunner
@@ -23,6 +25,7 @@ from engine.models.decoder import Decoder
 from engine.models.rank import shard_config
 from engine.parallel import ALONE, TensorParallel
 from engine.sampler import Sampler
+from engine.token_bytes import read_token_bytes
 from engine.vocabulary import num_valid_tokens
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,9 @@ def load_engine(config: EngineConfig) -> Engine:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=token_budget,
         enable_prefix_caching=config.enable_prefix_caching,
+        grammars=GrammarCompiler(
+            partial(read_token_bytes, checkpoint), num_valid, checkpoint.eos_token_ids
+        ),
     )
 
 

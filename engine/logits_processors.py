@@ -1,4 +1,4 @@
-"""What changes logits before temperature: logit bias, min_tokens, penalties, in this order.
+"""What changes logits before temperature: bias, min_tokens, penalties, grammars, in this order.
 
 Each is a few indexed logits, not a pass over the vocabulary, and a row that asks for none costs
 nothing. The ids are within the vocabulary: requests are checked when they are admitted.
@@ -9,6 +9,7 @@ from collections.abc import Sequence as Items
 
 import torch
 
+from engine.grammar_masks import GrammarMasks
 from engine.penalties import apply_penalties, has_penalties
 from engine.sequence import Sequence
 
@@ -20,6 +21,7 @@ def has_processors(sequence: Sequence) -> bool:
         bool(sampling.logit_bias)
         or sequence.num_output_tokens < sampling.min_tokens
         or has_penalties(sampling)
+        or sequence.grammar is not None
     )
 
 
@@ -27,9 +29,13 @@ def apply_logits_processors(
     logits: torch.Tensor, sequences: Items[Sequence], eos_token_ids: Iterable[int]
 ) -> None:
     """Change `logits` (n, vocab) in place, row i by the sampling params of sequence i."""
+    eos = frozenset(eos_token_ids)
+    masks = GrammarMasks.of(sequences) if any(seq.grammar for seq in sequences) else None
     _add_bias(logits, sequences)
-    _mask_stop_tokens(logits, sequences, frozenset(eos_token_ids))
+    _mask_stop_tokens(logits, sequences, eos, masks)
     apply_penalties(logits, sequences)
+    if masks is not None:
+        masks.apply(logits)
 
 
 def _add_bias(logits: torch.Tensor, sequences: Items[Sequence]) -> None:
@@ -50,16 +56,24 @@ def _add_bias(logits: torch.Tensor, sequences: Items[Sequence]) -> None:
 
 
 def _mask_stop_tokens(
-    logits: torch.Tensor, sequences: Items[Sequence], eos_token_ids: frozenset[int]
+    logits: torch.Tensor,
+    sequences: Items[Sequence],
+    eos_token_ids: frozenset[int],
+    masks: GrammarMasks | None,
 ) -> None:
-    """Forbid the tokens that would end a sequence before its min_tokens."""
-    entries = [
-        (row, token_id)
-        for row, sequence in enumerate(sequences)
-        if sequence.num_output_tokens < sequence.sampling.min_tokens
-        for token_id in _stop_token_ids(sequence, eos_token_ids)
-        if 0 <= token_id < logits.shape[-1]  # a stop token outside the vocabulary cannot be sampled
-    ]
+    """Forbid the tokens that would end a sequence before its min_tokens.
+
+    Where its grammar allows nothing else, the sequence ends all the same.
+    """
+    entries: list[tuple[int, int]] = []
+    for row, sequence in enumerate(sequences):
+        if sequence.num_output_tokens >= sequence.sampling.min_tokens:
+            continue
+        stop_token_ids = _stop_token_ids(sequence, eos_token_ids)
+        if masks is not None and masks.is_end(row, stop_token_ids):
+            continue
+        # a stop token outside the vocabulary cannot be sampled
+        entries += [(row, i) for i in stop_token_ids if 0 <= i < logits.shape[-1]]
     if not entries:
         return
     rows, token_ids = zip(*entries, strict=True)

@@ -35,6 +35,7 @@ from engine.transport import ClientGone, RouterTransport
 logger = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 0.5
+COMPILE_POLL_S = 0.001  # while nothing runs and a request waits for its grammar
 
 
 class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,9 +65,12 @@ class EngineLoop:
         """Loop until `stop`; then every live request ends with a Fault."""
         while not self._should_stop:
             if not self._engine.has_work:
-                self._transport.wait(STATS_INTERVAL_S)
+                is_compiling = self._engine.is_compiling
+                self._transport.wait(COMPILE_POLL_S if is_compiling else STATS_INTERVAL_S)
             for client, message in self._transport.receive():
                 self._handle(client, message)
+            if self._engine.is_compiling:
+                self._send_events(self._engine.admit_compiled())
             if self._engine.has_work:
                 self._send_events(self._step())
             if time.monotonic() >= self._next_stats_s:
@@ -170,12 +174,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the supervisor decides
     threading.Thread(target=_stop_with_parent, args=(loop,), daemon=True).start()
+    if engine.grammars is not None:
+        engine.grammars.start()
     try:
         loop.run()
     except RankLost as exc:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(1)
-    engine.runner.close()
+    engine.close()
     transport.close()
 
 

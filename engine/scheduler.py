@@ -30,7 +30,7 @@ class Schedule:
 
 
 class Scheduler:
-    """Holds every live sequence, in `waiting` or in `running`, each sorted by rank."""
+    """Holds every live sequence: in `held`, or in `waiting` or `running`, both sorted by rank."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.held: list[Sequence] = []  # not to be scheduled before `release`
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -53,8 +54,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises RequestRejected for one that can never be computed."""
+    def add(self, sequence: Sequence, *, is_held: bool = False) -> None:
+        """Queue a sequence, or hold it until `release`.
+
+        Raises RequestRejected for one that can never be computed.
+        """
         num_tokens = sequence.num_prompt_tokens
         if num_tokens + min(sequence.sampling.max_tokens, 1) > self.max_model_len:
             raise RequestRejected(
@@ -72,6 +76,14 @@ class Scheduler:
                     f"The prompt has {num_tokens} tokens, but the KV cache holds only {capacity}.",
                 )
             )
+        if is_held:
+            self.held.append(sequence)
+        else:
+            bisect.insort(self.waiting, sequence, key=rank)
+
+    def release(self, sequence: Sequence) -> None:
+        """Queue a sequence that was held."""
+        self.held.remove(sequence)
         bisect.insort(self.waiting, sequence, key=rank)
 
     def schedule(self) -> Schedule:
@@ -91,8 +103,9 @@ class Scheduler:
         if retract:
             self.block_manager.retract(sequence)
         self.block_manager.free(sequence)
-        queue = self.running if sequence in self.running else self.waiting
-        queue.remove(sequence)
+        for queue in (self.running, self.waiting, self.held):
+            if sequence in queue:
+                queue.remove(sequence)
         if not self.has_work:
             self.block_manager.check_idle()
 

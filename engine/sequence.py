@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engine.messages import EngineRequest, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
+    from engine.grammar import GrammarState
     from engine.penalties import PenaltyState
 
 
@@ -32,6 +33,7 @@ class Sequence:
         default_factory=list
     )  # of computed positions
     penalties: "PenaltyState | None" = None  # kept here by the sampler between steps
+    grammar: "GrammarState | None" = None  # set before the sequence is first scheduled
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -57,6 +59,10 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
 
 
 @dataclass(frozen=True, slots=True)
