@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from protocol.chat_messages import Message
 from protocol.sampling import INT32_MAX, MAX_LOGPROBS, Refused, SamplingFields
+from protocol.structured_output import ResponseFormat, StructuredOutputs, check_output_format
 from protocol.usage import Usage
 from protocol.validation import MAX_QUOTED, InvalidField
 
@@ -78,7 +79,7 @@ class ChatRequest(SamplingFields):
     metadata: Metadata | None = None  # for stored completions only; checked, then dropped
     store: Annotated[bool | None, _only(False)] = None
     service_tier: Annotated[str | None, _only("auto", "default")] = None
-    response_format: Annotated[object, _only({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
     modalities: Annotated[object, _only(["text"])] = None
     prompt_cache_retention: Annotated[str | None, _only("in_memory")] = None
     prompt_cache_key: str | None = None  # a routing hint; the prefix cache needs none
@@ -96,6 +97,7 @@ class ChatRequest(SamplingFields):
     web_search_options: Refused = None
 
     # extensions
+    structured_outputs: StructuredOutputs | None = None
     chat_template_kwargs: dict[str, object] | None = None
     add_generation_prompt: bool | None = None  # None: unless the final message is continued
     continue_final_message: bool | None = None
@@ -122,6 +124,7 @@ class ChatRequest(SamplingFields):
             )
         if self.continue_final_message:
             self._check_continuation()
+        check_output_format(self.structured_outputs, self.ignore_eos, self.response_format)
         return self
 
     def _check_continuation(self) -> None:

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from protocol.chat import FinishReason
 from protocol.sampling import INT32_MAX, MAX_LOGPROBS, Refused, SamplingFields, TokenId
+from protocol.structured_output import StructuredOutputs, check_output_format
 from protocol.usage import Usage
 from protocol.validation import BRANCH, InvalidField
 
@@ -61,6 +62,8 @@ class CompletionRequest(SamplingFields):
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     suffix: Refused = None
 
+    structured_outputs: StructuredOutputs | None = None  # an extension
+
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one for each group of n choices."""
@@ -104,6 +107,7 @@ class CompletionRequest(SamplingFields):
                 "'echo' is enabled, but got 0 instead.",
                 "max_tokens",
             )
+        check_output_format(self.structured_outputs, self.ignore_eos)
         return self
 
 

@@ -104,7 +104,7 @@ class Choice:
         if self.finish_reason is not None:
             return None
         if event.fault is not None:
-            raise from_fault(event.fault)
+            raise from_fault(event.fault, self.request.grammar)
         if event.reason == "abort":
             raise EngineUnavailable("The engine gave up this request before it was finished.")
         if event.reason == "error":

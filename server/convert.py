@@ -12,13 +12,14 @@ from typing import Any
 
 import msgspec
 
-from engine.messages import EngineRequest, SamplingParams
+from engine.messages import EngineRequest, Grammar, SamplingParams
 from protocol.chat import ChatRequest
 from protocol.chat_messages import Message
 from protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from protocol.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotFound
 from protocol.prompt import TemplateError
 from protocol.sampling import SamplingFields
+from server.grammars import grammar_of, thinking_before
 from server.state import ServedModel
 from server.thinking import thinking_kwargs
 
@@ -74,8 +75,11 @@ def chat_requests(request: ChatRequest, model: ServedModel, reply_id: str) -> li
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
+    grammar = grammar_of(
+        request.response_format, request.structured_outputs, thinking_before(prompt_ids, model)
+    )
     return [
-        _engine_request(request, f"{reply_id}-{i}", prompt_ids, sampling, i)
+        _engine_request(request, f"{reply_id}-{i}", prompt_ids, sampling, i, grammar)
         for i in range(request.num_choices)
     ]
 
@@ -88,6 +92,7 @@ def completion_requests(
     Raises InvalidRequest (token ids), ContextLengthExceeded.
     """
     builder = _SamplingBuilder(request, model)
+    grammar = grammar_of(None, request.structured_outputs)
     is_ranked = request.num_candidates > request.num_choices
     requests: list[EngineRequest] = []
     for prompt in request.prompts:
@@ -101,7 +106,7 @@ def completion_requests(
         )
         for i in range(request.num_candidates):
             sequence_id = f"{reply_id}-{len(requests)}"
-            requests.append(_engine_request(request, sequence_id, prompt_ids, sampling, i))
+            requests.append(_engine_request(request, sequence_id, prompt_ids, sampling, i, grammar))
     return requests
 
 
@@ -273,10 +278,12 @@ def _engine_request(
     prompt_ids: list[int],
     sampling: SamplingParams,
     choice: int,
+    grammar: Grammar | None,
 ) -> EngineRequest:
     return EngineRequest(
         id=sequence_id,
         prompt_token_ids=prompt_ids,
+        grammar=grammar,
         sampling=msgspec.structs.replace(sampling, seed=_choice_seed(request.seed, choice)),
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",

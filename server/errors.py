@@ -19,7 +19,7 @@ from engine.errors import (
     InvariantViolated,
     RequestRejected,
 )
-from engine.messages import Fault, FaultCode
+from engine.messages import Fault, FaultCode, Grammar
 from protocol.errors import (
     ApiError,
     ContextLengthExceeded,
@@ -61,9 +61,23 @@ _ENGINE_ERRORS: dict[type[EngineError], Callable[[EngineError], ApiError]] = {
 }
 
 
-def from_fault(fault: Fault) -> ApiError:
-    """Return what a client is told about the end of a sequence with reason "error"."""
+def from_fault(fault: Fault, grammar: Grammar | None = None) -> ApiError:
+    """Return what a client is told about the end of a sequence with reason "error".
+
+    `grammar`: of the sequence; a fault of it names the field that it came from.
+    """
+    if fault.code == "invalid_grammar" and grammar is not None:
+        return _invalid_grammar(fault, grammar)
     return _FAULTS[fault.code](fault)
+
+
+def _invalid_grammar(fault: Fault, grammar: Grammar) -> InvalidRequest:
+    param = grammar.origin.partition(" ")[0] or None
+    if grammar.kind in ("json_schema", "json_object"):
+        message = f"Invalid schema for {grammar.origin}: {fault.message}"
+        return InvalidRequest(message, param=param, code="invalid_json_schema")
+    message = f"Invalid '{grammar.origin}': {fault.message}"
+    return InvalidRequest(message, param=param, code="invalid_grammar")
 
 
 def from_engine_error(error: EngineError) -> ApiError:
