@@ -4,8 +4,10 @@ A format is a generator that reads forward, and yields where it has to wait for 
 made on what is certain only, so every split of a text is read in one way.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from functools import cache
 from typing import TypeVar
 
 from protocol.tools.calls import CallArguments, CallBegin, Content, Tool, ToolEvent, joined
@@ -13,6 +15,11 @@ from protocol.tools.json_text import JsonText
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
+
+
+@cache
+def _any_of(markers: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, markers)) or "(?!)")
 
 
 class IncrementalParser(ABC):
@@ -95,16 +102,11 @@ class IncrementalParser(ABC):
         """
         settle = settle or self._settle_content
         while True:
-            found = [
-                (index, marker)
-                for marker in markers
-                if (index := self._text.find(marker, self._position)) >= 0
-            ]
-            if found:
-                index, marker = min(found)
-                settle(index)
-                self._position = index + len(marker)
-                return marker
+            # not str.find for each: that would look for an absent one in all the rest every time
+            if found := _any_of(markers).search(self._text, self._position):
+                settle(found.start())
+                self._position = found.end()
+                return found[0]
             settle(len(self._text) - self._length_held(markers))
             if self._is_ended:
                 self._drop_cut_closing()

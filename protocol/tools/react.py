@@ -16,7 +16,11 @@ from protocol.tools.labelled import LabelledCallParser
 _THOUGHT, _ACTION, _INPUT = "thought", "action", "action input"
 _OBSERVATION, _ANSWER = "observation", "final answer"
 _LABELS = (_THOUGHT, _INPUT, _ACTION, _OBSERVATION, _ANSWER)
-_LABEL = re.compile(rf"\s*({'|'.join(_LABELS)})[ \t]*[:：]", re.IGNORECASE)
+_LABEL = re.compile(rf"({'|'.join(_LABELS)})[ \t]*[:：]", re.IGNORECASE)
+_BEGINNINGS = {label[:length] for label in _LABELS for length in range(len(label))}
+_LABEL_BEGUN = re.compile(
+    rf"(?:{'|'.join(_BEGINNINGS)}|(?:{'|'.join(_LABELS)})[ \t]*)\Z", re.IGNORECASE
+)
 _ENDS = ("\nObservation:", "\nObservation：", "\nAction:", "\nAction：")
 
 
@@ -62,15 +66,15 @@ class ReactParser(LabelledCallParser):
             is_thought = False
 
     def _peek_label(self) -> Steps[tuple[str, int]]:
-        """The label that comes next, in lower case, and its length with what is around it."""
+        """Read white space; the label that comes next, in lower case, and its length."""
+        yield from self._skip()
         while True:
             if found := _LABEL.match(self._text, self._position):
                 return found[1].lower(), len(found[0])
             if self._is_ended:
                 self._drop_cut_closing()
                 return "", 0
-            begun = self._text[self._position :].lstrip().lower()
-            if not any(_can_become(begun, label) for label in _LABELS):
+            if not _LABEL_BEGUN.match(self._text, self._position):
                 return "", 0
             yield from self._wait()
 
@@ -97,7 +101,3 @@ class ReactParser(LabelledCallParser):
                 return True
         self._position = self._start + num_unsettled
         return False
-
-
-def _can_become(begun: str, label: str) -> bool:
-    return label.startswith(begun) or begun.rstrip(" \t") == label

@@ -59,6 +59,14 @@ GOLDEN: dict[str, tuple[str, list[ToolEvent]]] = {
         block(json.dumps({"name": "get_weather", "arguments": BEIJING})),
         call("get_weather", BEIJING),
     ),
+    "encoded twice, and Python": (
+        block('{"name": "now", "arguments": "{\'a\': None}"}'),
+        call("now", '{"a": null}'),
+    ),
+    "encoded twice, and cut": (
+        r'<tool_call>{"name": "get_weather", "arguments": "{\"city\"',
+        [CallBegin("get_weather"), CallArguments(r'"{\"city\"')],
+    ),
     "a string": (block('{"name": "now", "arguments": "now"}'), call("now", '"now"')),
     "a list": (block('{"name": "now", "arguments": [1, "]"]}'), call("now", '[1, "]"]')),
     "nested": (
