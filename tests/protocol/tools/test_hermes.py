@@ -132,6 +132,7 @@ GOLDEN: dict[str, tuple[str, list[ToolEvent]]] = {
     "cut in the name": ('<tool_call>\n{"name": "no', [Content('<tool_call>\n{"name": "no')]),
     "cut behind the name": ('<tool_call>\n{"name": "now"', [CallBegin("now")]),
     "cut before the arguments": ('<tool_call>\n{"name": "now", "argu', [CallBegin("now")]),
+    "cut behind the colon": ('<tool_call>\n{"name": "now", "arguments": ', [CallBegin("now")]),
     "cut in the arguments": (
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "北',
         [CallBegin("get_weather"), CallArguments('{"city": "北')],
