@@ -1,8 +1,10 @@
 """Two and four processes give the greedy output of one, for every kind of layer and weight."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import msgspec
 import pytest
 import torch
@@ -11,13 +13,14 @@ from engine.config import EngineConfig
 from engine.core import Engine
 from engine.errors import ConfigError
 from engine.load import load_engine
-from engine.messages import EngineRequest, SamplingParams, TokenEvent
+from engine.messages import EngineRequest, Grammar, SamplingParams, TokenEvent
 from engine.parallel import TensorParallel, share_of
 from engine.quant.groupwise import GroupwiseWeight, pack_nibbles
 from engine.sharding import shard_columns
 from tests.engine import quantized_models, seed_models, tiny_models
 from tests.engine.quantized_models import Format
 from tests.engine.test_family_engines import generate, prompts
+from tests.server.small_app import byte_tokenizer, byte_tokenizer_json
 
 GPTQ = {
     "gptq": Format(),
@@ -98,6 +101,37 @@ def test_prompt_logprobs_of_two_ranks(tmp_path: Path) -> None:
         found.append([entry.logprob for entry in values if entry is not None])
     assert len(found[0]) == 146
     torch.testing.assert_close(torch.tensor(found[1]), torch.tensor(found[0]))
+
+
+def test_grammars(tmp_path: Path) -> None:
+    """Only rank 0 samples, so only rank 0 knows of them."""
+    write("qwen2", tmp_path)
+    (tmp_path / "tokenizer.json").write_text(byte_tokenizer_json())
+    schema = {"type": "array", "items": {"enum": ["abc", 12, True]}, "minItems": 2, "maxItems": 4}
+    tokenizer = byte_tokenizer()
+    found = []
+    for num_ranks in (1, 2):
+        engine = load(tmp_path, num_ranks)
+        for i in range(2):
+            sampling = SamplingParams(max_tokens=60, seed=i)
+            grammar = Grammar(kind="json_schema", text=json.dumps(schema))
+            prompt = [5 + i, 6, 7]
+            engine.add(
+                EngineRequest(
+                    id=f"{i}", prompt_token_ids=prompt, sampling=sampling, grammar=grammar
+                )
+            )
+        texts = {"0": b"", "1": b""}
+        while engine.has_work or engine.is_compiling:
+            assert engine.admit_compiled() == []
+            for event in engine.step() if engine.has_work else ():
+                if isinstance(event, TokenEvent):
+                    texts[event.id] += b"".join(map(tokenizer.token_bytes, event.token_ids))
+        engine.close()
+        for text in texts.values():
+            jsonschema.validate(json.loads(text), schema)
+        found.append(texts)
+    assert found[0] == found[1]
 
 
 def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
