@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from engine.bin_files import BinFiles
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError, ConfigError
 from engine.gguf_source import GgufSource
+from engine.kernels.library import cpu_flags
 from engine.layers.embedding import Embedding
 from engine.layers.linear import Linear
 from engine.layers.module import Module
@@ -141,11 +141,8 @@ def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    try:
-        cpu = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux: nothing tells, and float32 is always right
-        return False
-    return any(flag in cpu for flag in ("avx512_bf16", "amx_bf16"))
+    # elsewhere than on Linux nothing tells, and float32 is always right
+    return not cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16"))
 
 
 def _call(job: Job) -> None:

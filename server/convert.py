@@ -75,9 +75,10 @@ def chat_requests(request: ChatRequest, model: ServedModel, reply_id: str) -> li
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
-    grammar = grammar_of(
-        request.response_format, request.structured_outputs, thinking_before(prompt_ids, model)
-    )
+    grammar = grammar_of(request.response_format, request.structured_outputs)
+    if grammar is not None:
+        thinking = thinking_before(prompt_ids, model)
+        grammar = msgspec.structs.replace(grammar, thinking=thinking)
     return [
         _engine_request(request, f"{reply_id}-{i}", prompt_ids, sampling, i, grammar)
         for i in range(request.num_choices)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.messages import Grammar, GrammarKind, Thinking
-from protocol.reasoning import ThinkingStart, thinking_start
+from protocol.reasoning import ThinkingStart
 from protocol.structured_output import ResponseFormat, StructuredOutputs
 from server.state import ServedModel
+from server.thinking import thinking_of
 
 _KINDS: dict[str, GrammarKind] = {
     "json": "json_schema",
@@ -23,33 +24,29 @@ _KINDS: dict[str, GrammarKind] = {
 def grammar_of(
     response_format: ResponseFormat | None,
     structured_outputs: StructuredOutputs | None,
-    thinking: Thinking | None = None,
 ) -> Grammar | None:
     """None where any answer will do."""
     if structured_outputs is not None:
-        return _of_structured_outputs(structured_outputs, thinking)
+        return _of_structured_outputs(structured_outputs)
     if response_format is None or response_format.type == "text":
         return None
     format_ = response_format.json_schema
     if format_ is None or format_.schema_ is None:
         origin = "response_format" if format_ is None else f"response_format '{format_.name}'"
-        return Grammar(kind="json_object", thinking=thinking, origin=origin)
+        return Grammar(kind="json_object", origin=origin)
     return Grammar(
         kind="json_schema",
         text=_json(format_.schema_),
-        thinking=thinking,
         origin=f"response_format '{format_.name}'",
     )
 
 
 def thinking_before(prompt_ids: Sequence[int], model: ServedModel) -> Thinking | None:
     """What may come before the answer to a chat prompt; None for a model that does not think."""
-    markers = model.chat_template.thinking_markers if model.chat_template else None
-    if markers is None:
+    thinking = thinking_of(prompt_ids, model)
+    if thinking is None or thinking[1] is ThinkingStart.OUTSIDE:
         return None
-    start = thinking_start(prompt_ids, model.tokenizer, markers)
-    if start is ThinkingStart.OUTSIDE:
-        return None
+    markers, start = thinking
     special = model.tokenizer.special_tokens
     return Thinking(
         special.get(markers.opening, markers.opening),
@@ -58,7 +55,7 @@ def thinking_before(prompt_ids: Sequence[int], model: ServedModel) -> Thinking |
     )
 
 
-def _of_structured_outputs(outputs: StructuredOutputs, thinking: Thinking | None) -> Grammar:
+def _of_structured_outputs(outputs: StructuredOutputs) -> Grammar:
     [name] = outputs.given
     schema = outputs.json_
     texts = {
@@ -70,7 +67,6 @@ def _of_structured_outputs(outputs: StructuredOutputs, thinking: Thinking | None
     return Grammar(
         kind=_KINDS[name],
         text=texts[name],
-        thinking=thinking,
         origin=f"structured_outputs.{name}",
     )
 

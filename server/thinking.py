@@ -4,10 +4,9 @@ Owns what `reasoning_effort` and `enable_thinking` mean for a chat template, and
 model cannot do. Called by server/convert.py and the chat route.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.messages import EngineRequest
 from protocol.chat import ReasoningEffort
 from protocol.errors import InvalidRequest
 from protocol.prompt_format import PromptFormat
@@ -20,13 +19,13 @@ _KWARGS = "chat_template_kwargs"
 
 
 def thinking_of(
-    request: EngineRequest, model: ServedModel
+    prompt_ids: Sequence[int], model: ServedModel
 ) -> tuple[ThinkingMarkers, ThinkingStart] | None:
     """How the answer to a chat prompt is to be parted; None for a model that cannot think."""
     markers = model.chat_template.thinking_markers if model.chat_template else None
     if markers is None:
         return None
-    return markers, thinking_start(request.prompt_token_ids, model.tokenizer, markers)
+    return markers, thinking_start(prompt_ids, model.tokenizer, markers)
 
 
 def thinking_kwargs(

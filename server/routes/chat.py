@@ -71,7 +71,7 @@ def text_options(body: ChatRequest, request: EngineRequest, model: ServedModel) 
     template = model.chat_template
     return TextOptions.of(
         body,
-        thinking_of(request, model),
+        thinking_of(request.prompt_token_ids, model),
         strips_start=template is not None
         and template.strips_answer
         and not body.continue_final_message,

@@ -83,7 +83,7 @@ def test_where_an_answer_begins() -> None:
         ("<|im_start|>assistant\n<think>\n", ThinkingStart.INSIDE),
         ("<|im_start|>assistant\n<think>\n\n</think>\n\n", ThinkingStart.OUTSIDE),
     ):
-        thinking = thinking_of(engine_request(prompt), model)
+        thinking = thinking_of(engine_request(prompt).prompt_token_ids, model)
         assert thinking is not None
         assert thinking[1] is start
 
@@ -91,4 +91,4 @@ def test_where_an_answer_begins() -> None:
 def test_a_model_without_markers_is_left_alone() -> None:
     for has_chat_template in (True, False):
         model = small_state(has_chat_template=has_chat_template).model
-        assert thinking_of(engine_request("<think>"), model) is None
+        assert thinking_of(engine_request("<think>").prompt_token_ids, model) is None
