@@ -1,19 +1,20 @@
 """The prompts of ChatGLM2 (numbered rounds of plain text) and ChatGLM3 (role tokens).
 
 Source: tokenization_chatglm.py of THUDM/chatglm2-6b (build_prompt) and THUDM/chatglm3-6b
-(build_single_message). Every prompt begins with [gMASK] sop.
+(build_chat_input, build_single_message). Every prompt begins with [gMASK] sop. How ChatGLM3 is told
+of tools, calls and results is in protocol/tools/chatglm3_prompt.py.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from protocol.conversation import Turn, read_conversation
+from protocol.conversation import Said, Turn, read_conversation
 from protocol.prompt import TemplateError
 from protocol.prompt_format import BuiltInFormat
 from protocol.tokenizer import Tokenizer
+from protocol.tools.chatglm3_prompt import system_text, with_calls_written
 
 _PREFIX = ("[gMASK]", "sop")
-_OBSERVERS = ("tool", "function")  # OpenAI's names of ChatGLM3's "observation"
 
 
 class ChatGLM2Format(BuiltInFormat):
@@ -66,7 +67,6 @@ class ChatGLM3Format(BuiltInFormat):
             role: tokenizer.special_tokens[f"<|{role}|>"]
             for role in ("system", "user", "assistant", "observation")
         }
-        self._newline = tokenizer.encode("\n", parse_special=False)
 
     def encode(
         self,
@@ -77,25 +77,31 @@ class ChatGLM3Format(BuiltInFormat):
         continue_final_message: bool = False,
         **kwargs: Any,
     ) -> list[int]:
-        """The newline after a role and the text are encoded each for itself."""
+        """The line of a role and the text are encoded each for itself.
+
+        Tools are told of at the end of the system text. Earlier calls and results are messages.
+        """
         conversation = read_conversation(
-            messages,
-            tools=tools,
+            with_calls_written(messages),
+            tools=None,  # have their place in the system text
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            roles=("user", "assistant", "observation", *_OBSERVERS),
+            roles=("user", "assistant", "observation"),
         )
         ids = list(self._prefix)
-        if conversation.system is not None:
-            ids += self._message("system", conversation.system)
+        system = system_text(conversation.system, tools) if tools else conversation.system
+        if system is not None:
+            ids += self._message(Said("system", system))
         for turn in conversation.turns:
             for said in turn.messages:
-                ids += self._message(said.role, said.text)
+                ids += self._message(said)
         if add_generation_prompt:
             ids.append(self._roles["assistant"])
         return ids
 
-    def _message(self, role: str, text: str) -> list[int]:
-        role_id = self._roles["observation" if role in _OBSERVERS else role]
-        plain = self._tokenizer.encode(text, parse_special=False)
-        return [role_id, *self._newline, *plain]
+    def _message(self, said: Said) -> list[int]:
+        line, text = (
+            self._tokenizer.encode(part, parse_special=False)
+            for part in (f"{said.metadata}\n", said.text)
+        )
+        return [self._roles[said.role], *line, *text]

@@ -13,11 +13,15 @@ from protocol.prompt import TemplateError
 # turn that tells the model of its tools.
 PINNED = "is_pinned"
 
+# The key of a text that stands in the line of the role, for a format that has one there.
+METADATA = "metadata"
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
     role: str
     text: str
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def read_conversation(
     """
     if tools:
         raise TemplateError("this model's chat format has no place for tools")
-    said = [Said(_role(message), _text(message)) for message in messages]
+    said = [Said(_role(m), _text(m), m.get(METADATA, "")) for m in messages]
     system = said[0].text if said and said[0].role == "system" else None
     groups: list[list[int]] = []
     for i in range(0 if system is None else 1, len(said)):

@@ -10,7 +10,10 @@ Source: process_response in modeling_chatglm.py of THUDM/chatglm3-6b, which runs
 
 import ast
 import json
+import re
 import warnings
+from collections.abc import Sequence
+from itertools import pairwise
 
 from protocol.tools.calls import CallArguments
 from protocol.tools.incremental import IncrementalParser, Steps
@@ -18,13 +21,16 @@ from protocol.tools.incremental import IncrementalParser, Steps
 _ROLE = "<|assistant|>"
 _FENCE = "```"
 _MAX_DEPTH = 100  # of brackets that are parsed; Python's parser has a limit too
+_NAMES = {"true": True, "false": False, "null": None}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ChatGLM3Parser(IncrementalParser):
     """Implements ToolCallParser. The arguments are known once the Python call is complete.
 
     A call may begin at the beginning, in a new line, or behind the text of the role token, which
-    is dropped with it. Arguments that are no literals by name stay the Python text that they are.
+    is dropped with it. Each argument is JSON, or else a literal of Python; its name may be a word
+    that Python keeps for itself. Arguments that are neither, or have no names, stay as they are.
     """
 
     def _parse(self) -> Steps[None]:
@@ -72,13 +78,16 @@ class ChatGLM3Parser(IncrementalParser):
     def _read_arguments(self) -> Steps[None]:
         """Read to the closing parenthesis, or to the end of the text."""
         deepest = depth = 1
+        ends = [-1]  # of each argument, and one before the first
         while depth and (character := (yield from self._peek())):
             if character in "\"'":
                 yield from self._read_string(character)
                 continue
-            self._position += 1
             depth += (character in "([{") - (character in ")]}")
             deepest = max(deepest, depth)
+            if depth == 0 or (depth == 1 and character == ","):
+                ends.append(self._position - self._start)
+            self._position += 1
         source = self._text[self._start : self._position]
         self._drop()
         if depth:
@@ -86,7 +95,8 @@ class ChatGLM3Parser(IncrementalParser):
         elif deepest > _MAX_DEPTH:
             self._events.append(CallArguments(source[:-1]))
         else:
-            self._events.append(CallArguments(_to_json(source[:-1])))
+            pieces = [source[start + 1 : end] for start, end in pairwise(ends)]
+            self._events.append(CallArguments(_to_json(pieces)))
 
     def _read_string(self, quote: str) -> Steps[None]:
         """A Python string, of one line or of several."""
@@ -99,19 +109,51 @@ class ChatGLM3Parser(IncrementalParser):
                 self._position = min(self._position + 1, len(self._text))
 
 
-def _to_json(source: str) -> str:
-    """The keyword arguments `source` as a JSON object, or as they are if that cannot be."""
+def _to_json(arguments: Sequence[str]) -> str:
+    """Python's arguments by name as a JSON object, or as they are if that cannot be."""
+    source = ",".join(arguments)
+    if not arguments[-1].strip():  # none at all, or a comma behind the last
+        arguments = arguments[:-1]
+    values: dict[str, object] = {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in strings that Python does not know
-            parsed = ast.parse(f"tool_call({source})", mode="eval").body
-        if not isinstance(parsed, ast.Call) or parsed.args:
-            return source
-        values = {}
-        for keyword in parsed.keywords:
-            if keyword.arg is None or keyword.arg in values:
+        for argument in arguments:
+            given = _read_argument(argument.strip())
+            if not values.keys().isdisjoint(given):
                 return source
-            values[keyword.arg] = ast.literal_eval(keyword.value)
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+            values |= given
+        written = json.dumps(values, ensure_ascii=False, allow_nan=False)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         return source
+    # half a character can be said by an escape only; two halves are one again when JSON is read
+    return _SURROGATE.sub(lambda half: json.dumps(half[0])[1:-1], written)
+
+
+def _read_argument(argument: str) -> dict[str, object]:
+    """Name and value, or those of a dict behind **. Raises as ast.parse and literal_eval do."""
+    if argument.startswith("**"):
+        values = _read_value(argument[2:])
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise TypeError("no names behind **")
+        return values
+    name, equals, value = argument.partition("=")
+    if not equals or not name.strip().isidentifier():
+        raise SyntaxError("no argument by name")
+    return {name.strip(): _read_value(value)}
+
+
+def _read_value(text: str) -> object:
+    """JSON, or else a literal of Python; its strings have other escapes than those of JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in strings that Python does not know
+            node = ast.parse(text.strip(), mode="eval")
+        return ast.literal_eval(_JsonNames().visit(node))
+
+
+class _JsonNames(ast.NodeTransformer):
+    """Makes JSON's names of values Python's, for lists that have values of both."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(_NAMES[node.id]) if node.id in _NAMES else node

@@ -6,13 +6,14 @@ long history does not push it out, and calls of one answer stand with their own 
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from protocol.conversation import PINNED
 from protocol.prompt import TemplateError
 from protocol.tools.calls import Tool
+from protocol.tools.history import Exchange, Message, ends_with_result, exchanges
+from protocol.tools.taught import TaughtPrompt
 
 _DESCRIPTION = (
     "{name}: Call this tool to interact with the {human} API. What is the {human} API useful for? "
@@ -35,52 +36,36 @@ Thought: I now know the final answer
 Final Answer: the final answer to the original input question
 
 Begin!"""
-_ANSWERED = "Thought: I now know the final answer.\nFinal Answer: "
-
-Message = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ReactPrompt:
-    """Messages that a prompt format without tools understands.
-
-    `continues`: the last one is the assistant's, ends in "Thought:" and is to be continued.
-    """
-
-    messages: list[dict[str, Any]]
-    continues: bool
+_THOUGHT = "Thought:"
+_ANSWERED = "Thought: I now know the final answer.\nFinal Answer:"
 
 
-def react_prompt(messages: Sequence[Message], tools: Sequence[Tool]) -> ReactPrompt:
+def react_prompt(messages: Sequence[Message], tools: Sequence[Tool]) -> TaughtPrompt:
     """Write tools, calls and results into the texts of a conversation.
 
-    Messages are OpenAI's: calls in `tool_calls` or `function_call`, results in messages of role
-    `tool`, with the call's id, or `function`. Raises TemplateError for a result without a call and
-    where no user has said anything.
+    After a result the model continues behind "Thought:". Without tools nothing is said of them,
+    answers are their plain text, and after a result the model continues behind "Final Answer:",
+    because an answer is all that is left to give; the calls of before stay as they were written.
+
+    Raises:
+        TemplateError: a result without a call, or tools but no message of a user.
     """
     merged: list[dict[str, Any]] = []
-    at = 0
-    while at < len(messages):
-        message = messages[at]
-        at += 1
-        role = message["role"]
-        if role in ("tool", "function"):
-            raise TemplateError(f"a message of role {role!r} has to follow a call of the assistant")
-        if role != "assistant":
-            merged.append({"role": role, "content": _text(message)})
+    for exchange in exchanges(messages):
+        if exchange.role != "assistant":
+            merged.append({"role": exchange.role, "content": _trimmed(exchange.text)})
             continue
-        results = _results(messages, at)
-        at += len(results)
-        text = _answer(message, results)
+        text = _answer(exchange, is_labelled=bool(tools))
         if merged and merged[-1]["role"] == "assistant":
             merged[-1]["content"] += "\n" + text
         else:
             merged.append({"role": "assistant", "content": text})
-    continues = bool(messages) and messages[-1]["role"] in ("tool", "function")
+    continues = ends_with_result(messages)
     if continues:
-        merged[-1]["content"] += "\nThought:"
-    _tell_of_tools(merged, tools)
-    return ReactPrompt(merged, continues)
+        merged[-1]["content"] += "\n" + (_THOUGHT if tools else _ANSWERED)
+    if tools:
+        _tell_of_tools(merged, tools)
+    return TaughtPrompt(merged, continues)
 
 
 def instruction(tools: Sequence[Tool]) -> str:
@@ -114,44 +99,20 @@ def _tell_of_tools(merged: list[dict[str, Any]], tools: Sequence[Tool]) -> None:
     message[PINNED] = True
 
 
-def _results(messages: Sequence[Message], start: int) -> Sequence[Message]:
-    end = start
-    while end < len(messages) and messages[end]["role"] in ("tool", "function"):
-        end += 1
-    return messages[start:end]
-
-
-def _answer(message: Message, results: Sequence[Message]) -> str:
+def _answer(exchange: Exchange, *, is_labelled: bool) -> str:
     """An assistant's message and the results of its calls."""
-    calls = _calls(message)
-    text = _text(message)
-    if len(results) > len(calls):
-        raise TemplateError(f"there are {len(results)} results for {len(calls)} calls")
-    if not calls:
-        return _ANSWERED + text
-    if not text.startswith("Thought:"):
-        text = f"Thought: {text}"
-    by_id = {result["tool_call_id"]: result for result in results if result.get("tool_call_id")}
-    in_order = iter([result for result in results if not result.get("tool_call_id")])
-    for call_id, name, arguments in calls:
-        text += f"\nAction: {name}\nAction Input: {arguments}"
-        result = by_id.pop(call_id, None) or next(in_order, None)
-        if result is not None:
-            text += f"\nObservation: {_text(result)}"
-    if by_id:
-        raise TemplateError(f"no call of the message before has the id {next(iter(by_id))!r}")
+    text = _trimmed(exchange.text)
+    if not exchange.calls:
+        return f"{_ANSWERED} {text}" if is_labelled else text
+    if not text.startswith(_THOUGHT):
+        text = f"{_THOUGHT} {text}"
+    for call in exchange.calls:
+        text += f"\nAction: {call.name}\nAction Input: {call.arguments}"
+        if call.result is not None:
+            text += f"\nObservation: {_trimmed(call.result)}"
     return text
 
 
-def _calls(message: Message) -> list[tuple[str | None, str, str]]:
-    """Id, name and arguments of each call."""
-    calls = [(call.get("id"), call["function"]) for call in message.get("tool_calls") or ()]
-    if message.get("function_call"):
-        calls.append((None, message["function_call"]))
-    return [(call_id, function["name"], function["arguments"]) for call_id, function in calls]
-
-
-def _text(message: Message) -> str:
+def _trimmed(text: str) -> str:
     """As openai_api.py does, because the training data was."""
-    content: str = message.get("content") or ""
-    return content.lstrip("\n").rstrip()
+    return text.lstrip("\n").rstrip()

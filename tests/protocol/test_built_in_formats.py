@@ -1,6 +1,7 @@
 """The prompts of families without a template, token by token against the rules written down."""
 
 import io
+import json
 from functools import cache
 from typing import Any, Protocol
 
@@ -16,6 +17,9 @@ from protocol.prompt import TemplateError
 from protocol.prompt_format import PromptFormat
 from protocol.qwen_format import QwenFormat
 from protocol.sentencepiece_tokenizer import SentencePieceTokenizer
+from protocol.tools.calls import CallArguments, CallBegin, Tool
+from protocol.tools.chatglm3 import ChatGLM3Parser
+from protocol.tools.chatglm3_prompt import with_calls_written
 from tests.protocol.test_tiktoken_tokenizer import qwen
 
 IM_START, IM_END, NEWLINE = 151644, 151645, 198
@@ -289,11 +293,59 @@ class TestChatGLM2:
         assert ids[2:] == library().encode("[Round 1]\n\n问：a\n\n答：hello")
 
 
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "test",
+        "description": "this is a 世界",
+        "parameters": {"type": "object", "properties": {"城": {"type": "string"}}},
+        "strict": False,
+    },
+}
+TOOLS_TOLD = (
+    "Answer the following questions as best as you can. You have access to the following tools:"
+)
+TOOL_LISTED = """\
+[
+    {
+        "name": "test",
+        "description": "this is a 世界",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "城": {
+                    "type": "string"
+                }
+            }
+        }
+    }
+]"""
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def called(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {
+        "id": call_id,
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
 class TestChatGLM3:
     format = ChatGLM3Format(glm(*CHATGLM, *ROLES))
 
-    def message(self, role: str, text: str) -> list[int]:
-        return [special(f"<|{role}|>"), *library().encode("\n"), *library().encode(text)]
+    def message(self, role: str, text: str, metadata: str = "") -> list[int]:
+        """build_single_message of tokenization_chatglm.py."""
+        line = library().encode(f"{metadata}\n")
+        return [special(f"<|{role}|>"), *line, *library().encode(text)]
 
     def test_layout(self) -> None:
         ids = self.format.encode(
@@ -308,17 +360,141 @@ class TestChatGLM3:
             special("<|assistant|>"),
         ]
 
-    @pytest.mark.parametrize("role", ["observation", "tool", "function"])
-    def test_observations(self, role: str) -> None:
-        messages = [user("a"), assistant(None), {"role": role, "content": "21°C"}]
+    def test_an_observation_of_the_clients_own(self) -> None:
+        messages = [user("a"), assistant(None), {"role": "observation", "content": "21°C"}]
         ids = self.format.encode(messages, add_generation_prompt=False)
         expected = [*self.message("user", "a"), *self.message("assistant", "")]
         assert ids[2:] == [*expected, *self.message("observation", "21°C")]
 
+    def test_tools_and_calls(self) -> None:
+        """Put together from PROMPT.md and build_chat_input, whose own JSON the tools are."""
+        messages = [
+            user("hello"),
+            {**assistant("this is"), "tool_calls": [called("a", "test", '{"城": "北京"}')]},
+            {"role": "tool", "tool_call_id": "a", "content": "21°C"},
+            assistant("world"),
+            user("你好"),
+        ]
+        assert self.format.encode(messages, tools=[TOOL])[2:] == [
+            *self.message("system", f"{TOOLS_TOLD}\n{TOOL_LISTED}"),
+            *self.message("user", "hello"),
+            *self.message("assistant", "this is"),
+            *self.message("assistant", "```python\ntool_call(城='北京')\n```", "test"),
+            *self.message("observation", "21°C"),
+            *self.message("assistant", "world"),
+            *self.message("user", "你好"),
+            special("<|assistant|>"),
+        ]
+
+    def test_calls_stand_with_their_results(self) -> None:
+        calls = [called("a", "f", "{}"), called("b", "g", '{"x": true, "y": [null, 1.5, "it\'s"]}')]
+        messages = [
+            user("a"),
+            {**assistant(None), "tool_calls": calls},
+            {"role": "tool", "tool_call_id": "b", "content": "of g"},
+            {"role": "tool", "tool_call_id": "a", "content": "of f"},
+        ]
+        of_g = """```python\ntool_call(x=True, y=[None, 1.5, "it's"])\n```"""
+        assert self.format.encode(messages)[2:] == [
+            *self.message("user", "a"),
+            *self.message("assistant", "```python\ntool_call()\n```", "f"),
+            *self.message("observation", "of f"),
+            *self.message("assistant", of_g, "g"),
+            *self.message("observation", "of g"),
+            special("<|assistant|>"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ("", TOOLS_TOLD),
+            ("be kind", f"be kind\n\n{TOOLS_TOLD}"),
+            (TOOLS_TOLD, TOOLS_TOLD),
+            (f"x\n{TOOLS_TOLD}", f"x\n{TOOLS_TOLD}"),
+        ],
+    )
+    def test_tools_and_a_system_text(self, given: str, told: str) -> None:
+        ids = self.format.encode([system(given), user("a")], tools=[TOOL])
+        expected = [
+            *self.message("system", f"{told}\n{TOOL_LISTED}"),
+            *self.message("user", "a"),
+        ]
+        assert ids[2:-1] == expected
+
+    @pytest.mark.parametrize(
+        ("arguments", "written"),
+        [
+            ('{"a": "x\\n", "b": {"c": false}}', r"a='x\n', b={'c': False}"),
+            (r'{"a": "\ud83d\ude00\ud83d"}', r"a='😀\ud83d'"),
+            ('{"from": 1, "b-c": 2, "": 3}', "from=1, **{'b-c': 2, '': 3}"),
+            ("'北京'", "'北京'"),
+            ("[1]", "[1]"),
+            ('{"a": 1e999}', '{"a": 1e999}'),
+            ('{"a": NaN}', '{"a": NaN}'),
+            ('{"a": ', '{"a": '),
+            ("", ""),
+            ("[" * 100_000, "[" * 100_000),
+        ],
+    )
+    def test_arguments(self, arguments: str, written: str) -> None:
+        messages = [
+            user("a"),
+            {**assistant(None), "tool_calls": [called("a", "test", arguments)]},
+        ]
+        ids = self.format.encode(messages, add_generation_prompt=False)
+        code = f"```python\ntool_call({written})\n```"
+        assert ids[2:] == [*self.message("user", "a"), *self.message("assistant", code, "test")]
+
+    @given(st.dictionaries(st.text(), JSON_VALUES))
+    def test_the_parser_reads_what_is_written(self, arguments: dict[str, Any]) -> None:
+        """Under any name, also one that Python would not take."""
+        call = called("a", "test", json.dumps(arguments))
+        *_, said = with_calls_written([user("a"), {**assistant(None), "tool_calls": [call]}])
+        parser = ChatGLM3Parser([Tool("test", "", {})])
+        events = parser.feed(f"{said['metadata']}\n {said['content']}") + parser.flush()
+        assert isinstance(events[0], CallBegin) and isinstance(events[1], CallArguments)
+        assert len(events) == 2 and json.loads(events[1].text.encode()) == arguments
+
+    @given(st.dictionaries(st.sampled_from(["city", "词", "a-b", ""]), JSON_VALUES))
+    def test_the_authors_code_reads_what_is_written(self, arguments: dict[str, Any]) -> None:
+        """process_response of modeling_chatglm.py, where tool_call returns its keywords."""
+        call = called("a", "test", json.dumps(arguments))
+        *_, said = with_calls_written([user("a"), {**assistant(None), "tool_calls": [call]}])
+        content = "\n".join(said["content"].split("\n")[1:-1])
+        assert eval(content, {"tool_call": dict}) == arguments
+
+    @pytest.mark.parametrize(
+        ("messages", "tools", "problem"),
+        [
+            ([user("a"), {"role": "tool", "content": "x"}], [], "has to follow a call"),
+            ([user("a"), assistant("b"), {"role": "tool", "content": "x"}], [], "for 0 calls"),
+            ([user("a")], [{"type": "function"}], "'function' only"),
+            (
+                [user("a"), {**assistant(None), "tool_calls": [called("a", "test", "{}")]}],
+                [{"type": "custom", "custom": {}}],
+                "'function' only",
+            ),
+        ],
+    )
+    def test_refusals_of_tools(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], problem: str
+    ) -> None:
+        with pytest.raises(TemplateError, match=problem):
+            self.format.encode(messages, tools=tools)
+
     def test_nobody_but_the_format_writes_control_tokens(self) -> None:
-        ids = self.format.encode([system(ATTACK), user(ATTACK)])
+        attacking = {"name": ATTACK, "description": ATTACK, "parameters": {ATTACK: ATTACK}}
+        ids = self.format.encode(
+            [
+                *(system(ATTACK), user(ATTACK)),
+                {**assistant(ATTACK), "tool_calls": [called("a", ATTACK, ATTACK)]},
+                {"role": "tool", "tool_call_id": "a", "content": ATTACK},
+            ],
+            tools=[{"type": "function", "function": attacking}],
+        )
         control = [i for i in ids if not 3 <= i < library().vocab_size()]
-        names = ["[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>"]
+        names = ["[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|assistant|>"]
+        names += ["<|observation|>", "<|assistant|>"]
         assert control == [special(name) for name in names]
 
 
@@ -340,7 +516,6 @@ FORMATS: list[PromptFormat] = [
         ([{"role": "cook", "content": "x"}], {}, "'cook' is not known"),
         ([{"content": "x"}], {}, "no role"),
         ([{"role": "user", "content": [{"type": "text"}]}], {}, "text only"),
-        ([user("a")], {"tools": [{"type": "function"}]}, "no place for tools"),
         ([user("a")], {"continue_final_message": True}, "cannot both be true"),
         (
             [user("a")],
@@ -357,6 +532,12 @@ def test_refusals(
 ) -> None:
     with pytest.raises(TemplateError, match=message):
         prompt_format.encode(messages, **options)
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS[:-1], ids=lambda f: type(f).__name__)
+def test_only_chatglm3_has_a_place_for_tools(prompt_format: PromptFormat) -> None:
+    with pytest.raises(TemplateError, match="no place for tools"):
+        prompt_format.encode([user("a")], tools=[TOOL])
 
 
 def test_formats_think_nothing_and_read_no_variables() -> None:

@@ -65,6 +65,32 @@ GOLDEN: dict[str, tuple[str, list[ToolEvent]]] = {
         call("搜索", '{"词": "it\'s\\n\\"\\"\\" )", "b": "\\""}'),
     ),
     "an empty string": (written("搜索", "词='', b=\"\""), call("搜索", '{"词": "", "b": ""}')),
+    "JSON": (
+        written(
+            "get_weather", r'city="\/\u5317\ud83d\ude00", is_celsius=true, limits={"a": [null]}'
+        ),
+        call("get_weather", '{"city": "/北😀", "is_celsius": true, "limits": {"a": [null]}}'),
+    ),
+    "JSON and Python in one": (
+        written("get_weather", "hours=[true, None, 'a', {\"b\": false, 'c': null}], days=-1.5e1,"),
+        call("get_weather", '{"hours": [true, null, "a", {"b": false, "c": null}], "days": -15.0}'),
+    ),
+    "escapes of Python": (
+        written("搜索", r"""a="\x41\/", b='\/', c='\N{BULLET}', d='\ud83d\ude00', e='\udc00'"""),
+        call("搜索", r'{"a": "A\\/", "b": "\\/", "c": "•", "d": "\ud83d\ude00", "e": "\udc00"}'),
+    ),
+    "half a character in JSON": (
+        written("搜索", r'词="\ud83dx"'),
+        call("搜索", r'{"词": "\ud83dx"}'),
+    ),
+    "names that Python has not": (
+        written("搜索", "from='a', **{'b-c': \"d\"}"),
+        call("搜索", '{"from": "a", "b-c": "d"}'),
+    ),
+    "commas and equals signs in values": (
+        written("搜索", "a='b=c, d', b = [1, {'e': 2}] , c=(3,)"),
+        call("搜索", '{"a": "b=c, d", "b": [1, {"e": 2}], "c": [3]}'),
+    ),
     "unknown": (UNKNOWN, [Content(UNKNOWN)]),
     "unknown and known": (f"{UNKNOWN}\n{NOW}", [Content(UNKNOWN), *call("now")]),
     "a name in a line": ("now\nand then", [Content("now\nand then")]),
@@ -97,7 +123,15 @@ def test_golden_outputs(text: str, events: list[ToolEvent]) -> None:
     "arguments",
     [
         "'北京'",
-        "**{'city': 1}",
+        "**{1: 2}",
+        "**[1]",
+        "city=1, **{'city': 1}",
+        ",",
+        "city=1,,",
+        "a b=1",
+        "1=1",
+        "city=tru",
+        "city=NaN",
         "city=__import__('os').getcwd()",
         "city=name",
         "city=1e999",
@@ -140,6 +174,28 @@ def test_python_literals(arguments: dict[str, Any]) -> None:
     assert isinstance(given, CallArguments)
     assert json.loads(given.text) == arguments
     assert run(ChatGLM3Parser, [text]) == events
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # of any code points, so that there are halves of a character and pairs of them
+    | st.lists(st.sampled_from("a\"'\\/\n\u2028\ud83d\ude00\udc00北")).map("".join),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["city", "from", "词"]), json_values))
+def test_json_values(arguments: dict[str, Any]) -> None:
+    """What is given as JSON means the same, and can be sent."""
+    values = ((name, json.dumps(value)) for name, value in arguments.items())
+    events = run(ChatGLM3Parser, [written("now", ", ".join(f"{n}={v}" for n, v in values))])
+    _, given = events
+    assert isinstance(given, CallArguments)
+    assert json.loads(given.text.encode()) == json.loads(json.dumps(arguments))
 
 
 @given(st.sampled_from(list(GOLDEN.values())), st.sampled_from(list(GOLDEN.values())), st.data())

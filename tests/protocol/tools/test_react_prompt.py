@@ -141,6 +141,49 @@ def test_parallel_calls_stand_with_their_results() -> None:
     )
 
 
+def test_results_without_ids_are_in_the_order_of_the_calls() -> None:
+    call = assistant(None, ("a", "google_search", "1"), ("b", "image_gen", "2"))
+    in_order = [{"role": "function", "content": text} for text in ("first", "second")]
+    made = texts(user("q"), call, *in_order)[1][1]
+    assert made.index("first") < made.index("Action: image_gen") < made.index("second")
+    mixed = [result("b", "of b"), {"role": "tool", "content": "of a"}]
+    assert texts(user("q"), call, *mixed)[1][1].endswith(
+        "Action Input: 1\nObservation: of a\n"
+        "Action: image_gen\nAction Input: 2\nObservation: of b\nThought:"
+    )
+
+
+def test_calls_of_one_id_get_their_results_in_order() -> None:
+    call = assistant(None, ("a", "google_search", "1"), ("a", "image_gen", "2"))
+    made = texts(user("q"), call, result("a", "first"), result("a", "second"))[1][1]
+    assert made.index("first") < made.index("Action: image_gen") < made.index("second")
+
+
+def test_without_tools_the_prompt_leads_to_a_plain_answer() -> None:
+    call = assistant("I look.", ("a", "google_search", "{}"))
+    conversation = [user("\nq "), call, result("a", "r ")]
+    asked = {"role": "user", "content": "q"}
+    done = (
+        "Thought: I look.\nAction: google_search\nAction Input: {}\nObservation: r\n"
+        "Thought: I now know the final answer.\nFinal Answer:"
+    )
+    prompt = react_prompt(conversation, [])
+    assert prompt.messages == [asked, {"role": "assistant", "content": done}]
+    assert prompt.continues
+
+    later = react_prompt([*conversation, assistant("It is so. "), user("And?")], [])
+    past = done.partition("Thought: I now")[0] + "It is so."
+    assert [message["content"] for message in later.messages] == ["q", past, "And?"]
+    assert not later.continues
+
+
+def test_without_tools_and_calls_nothing_changes() -> None:
+    conversation = [{"role": "system", "content": "s"}, user("q"), assistant("a"), user("b")]
+    made = react_prompt(conversation, []).messages
+    assert made == [{"role": m["role"], "content": m["content"]} for m in conversation]
+    assert react_prompt([assistant("a")], []).messages == [{"role": "assistant", "content": "a"}]
+
+
 def test_parameters_are_json_as_python_writes_it() -> None:
     assert json.dumps(SEARCH.parameters, ensure_ascii=False) in instruction([SEARCH])
 
@@ -154,6 +197,13 @@ def test_parameters_are_json_as_python_writes_it() -> None:
         (
             [user("q"), assistant("", ("a", "f", "{}")), result("b", "r")],
             "no call of the message before has the id 'b'",
+        ),
+        (
+            [
+                *(user("q"), assistant("", ("a", "f", "{}"), ("b", "f", "{}"))),
+                *(result("a", "r"), result("a", "r")),
+            ],
+            "more than one result for the call 'a'",
         ),
     ],
 )
