@@ -9,6 +9,7 @@ it takes too much the system does, and the engine goes on. Needs no torch.
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -29,6 +30,7 @@ COMPILE_S = 2.0
 _MEMORY_BYTES = 512 << 20  # of one grammar
 _STACK_BYTES = 2 << 20  # less than the engine's threads have
 _SEARCH_S = 0.3  # for the place of an error
+_SCHEMA = re.compile(r"^// (.+)\n\w+: %json (.+)$", re.MULTILINE)  # with what it belongs to
 _NICENESS = 10
 
 
@@ -45,16 +47,28 @@ def problem_of(tokenizer: LLTokenizer, grammar: Grammar) -> str | None:
     try:
         compile_grammar(tokenizer, grammar)
     except GrammarError as exc:
-        if grammar.kind != "json_schema":
-            return str(exc)
-        return _with_place(tokenizer, grammar, str(exc))
+        if grammar.kind == "json_schema":
+            return _with_place(tokenizer, grammar.text, str(exc))
+        if grammar.kind == "lark":
+            return _with_schema(tokenizer, grammar.text, str(exc))
+        return str(exc)
     return None
 
 
-def _with_place(tokenizer: LLTokenizer, grammar: Grammar, problem: str) -> str:
+def _with_schema(tokenizer: LLTokenizer, lark: str, problem: str) -> str:
+    """Find the schema of a grammar that has the problem, and say what its comment calls it."""
+    for match in _SCHEMA.finditer(lark):
+        try:
+            compile_grammar(tokenizer, Grammar(kind="json_schema", text=match[2]))
+        except GrammarError as exc:
+            return f"{match[1]}: {_with_place(tokenizer, match[2], str(exc))}"
+    return problem
+
+
+def _with_place(tokenizer: LLTokenizer, schema_text: str, problem: str) -> str:
     """Put before the problem the innermost part of the schema that has it, as OpenAI does."""
     try:
-        schema = json.loads(grammar.text)
+        schema = json.loads(schema_text)
     except (ValueError, RecursionError):
         return problem
     if not isinstance(schema, dict):

@@ -18,6 +18,14 @@ class Tool:
     strict: bool = False  # the arguments of every call satisfy `parameters`
     name_for_human: str | None = None  # of ReAct prompts; None: the name
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """As OpenAI has it, which is what chat templates write into the prompt."""
+        function = {"name": self.name, "description": self.description}
+        if not self.description:
+            del function["description"]
+        return {"type": "function", "function": {**function, "parameters": self.parameters}}
+
 
 @dataclass(frozen=True, slots=True)
 class Content:

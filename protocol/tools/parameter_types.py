@@ -39,6 +39,18 @@ def _types(schema: object, root: Mapping[str, Any], depth: int) -> Iterator[str]
         yield from _types(_referred(reference, root), root, depth - 1)
 
 
+def resolve(part: object, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The schema that a part of `root` stands for; None where its references lead nowhere."""
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(part, Mapping):
+            return None
+        reference = part.get("$ref")
+        if not isinstance(reference, str):
+            return part
+        part = _referred(reference, root)
+    return None
+
+
 def _listed(value: object) -> list[Any]:
     if value is None:
         return []

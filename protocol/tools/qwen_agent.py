@@ -8,6 +8,13 @@
 Source: qwen_fncall_prompt.py of QwenLM/Qwen-Agent.
 """
 
+from protocol.tools.answer_grammar import (
+    AnswerRules,
+    CallableTool,
+    CallSyntax,
+    Lark,
+    answer_grammar,
+)
 from protocol.tools.calls import CallArguments
 from protocol.tools.incremental import Steps
 from protocol.tools.labelled import LabelledCallParser
@@ -20,8 +27,8 @@ _COLON = " \t:："
 class QwenAgentParser(LabelledCallParser):
     """Implements ToolCallParser.
 
-    `✿RETURN✿:` is dropped; what follows it is the answer. So is what follows a `✿RESULT✿:` that
-    the model made up.
+    `✿RETURN✿:` is dropped; behind a result, where the prompt ends with it, a call may follow all
+    the same. What follows a `✿RESULT✿:` that the model made up is content.
     """
 
     def _parse(self) -> Steps[None]:
@@ -30,13 +37,15 @@ class QwenAgentParser(LabelledCallParser):
             if marker == _FUNCTION:
                 is_call = yield from self._read_call()
                 has_call = has_call or is_call
-            elif marker == _RETURN or (marker == _RESULT and has_call):
-                yield from self._read_answer(len(marker))
+            elif marker == _RETURN:
+                yield from self._drop_label(len(marker))
+            elif marker == _RESULT and has_call:
+                yield from self._drop_label(len(marker))
                 return
             else:
                 self._keep()
 
-    def _read_answer(self, length: int) -> Steps[None]:
+    def _drop_label(self, length: int) -> Steps[None]:
         """Drop the marker of `length` that has been read; space before it parts two contents."""
         if not self._follows_call:
             self._position -= length
@@ -60,3 +69,18 @@ class QwenAgentParser(LabelledCallParser):
         elif (rest := (yield from self._peek(len(_ARGS)))) == "" or not _ARGS.startswith(rest):
             self._events.append(CallArguments("{}"))
         return True
+
+
+def qwen_agent_grammar(rules: AnswerRules) -> str:
+    """The Lark of an answer."""
+    syntax = CallSyntax(
+        begin=_FUNCTION,
+        separator="\n",
+        endings=(f"\n{_RESULT}", f"\n{_RETURN}"),
+    )
+    return answer_grammar(rules, syntax, _write_call)
+
+
+def _write_call(lark: Lark, tool: CallableTool, number: int) -> str:
+    head = lark.text(f": {tool.name}\n{_ARGS}: ")
+    return f"{head} {lark.arguments(tool, number)}"

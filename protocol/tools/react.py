@@ -10,6 +10,14 @@ Source: the ReAct prompt in openai_api.py of QwenLM/Qwen.
 
 import re
 
+from protocol.tools.answer_grammar import (
+    ANYTHING,
+    AnswerRules,
+    CallableTool,
+    CallSyntax,
+    Lark,
+    answer_grammar,
+)
 from protocol.tools.incremental import Steps
 from protocol.tools.labelled import LabelledCallParser
 
@@ -21,6 +29,7 @@ _BEGINNINGS = {label[:length] for label in _LABELS for length in range(len(label
 _LABEL_BEGUN = re.compile(
     rf"(?:{'|'.join(_BEGINNINGS)}|(?:{'|'.join(_LABELS)})[ \t]*)\Z", re.IGNORECASE
 )
+_MAX_THOUGHT = 500  # characters before a call that is required: weak models find no end
 _ENDS = ("\nObservation:", "\nObservation：", "\nAction:", "\nAction：")
 
 
@@ -101,3 +110,25 @@ class ReactParser(LabelledCallParser):
                 return True
         self._position = self._start + num_unsettled
         return False
+
+
+def react_grammar(rules: AnswerRules) -> str:
+    """The Lark of an answer. A line that begins with `Action:` begins a call, unless
+    `Final Answer:` came before; a call that is required may have a thought of one line. There is
+    one call in an answer: the format goes on with its result.
+    """
+    line = rf"{ANYTHING}\n[ \t\r\n]*" if rules.continues_line else rf"({ANYTHING}\n)?[ \t\r\n]*"
+    thought = rf"/[^\n]{{1,{_MAX_THOUGHT}}}\n/"
+    syntax = CallSyntax(
+        begin="Action:",
+        separator=None,
+        lead=thought if rules.continues_line else f'("Thought:" {thought})?',
+        found=[rf"{line}(?i:action)[ \t]*[:：]"],
+        answered=[rf"{line}(?i:final answer)[ \t]*[:：]"],
+    )
+    return answer_grammar(rules, syntax, _write_call)
+
+
+def _write_call(lark: Lark, tool: CallableTool, number: int) -> str:
+    head = lark.text(f" {tool.name}\nAction Input: ")
+    return f"{head} {lark.arguments(tool, number)}"

@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from protocol.sampling import RequestModel
 from protocol.tools.calls import Tool
+from protocol.tools.schemas import NO_PARAMETERS, schema_problem
 from protocol.validation import BRANCH, MAX_QUOTED, InvalidField
 
 MAX_TOOLS = 128
-NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Description = str | None
@@ -221,6 +221,10 @@ class ToolFields(RequestModel):
             )
         _check_unique([entry.function.model_name for entry in self.tools or ()], "tools")
         _check_unique([function.model_name for function in self.functions or ()], "functions")
+        for i, entry in enumerate(self.tools or ()):
+            _check_schema(entry.function, f"tools[{i}].function.parameters")
+        for i, function in enumerate(self.functions or ()):
+            _check_schema(function, f"functions[{i}].parameters")
         self._check_choice()
         return self
 
@@ -256,6 +260,16 @@ def _check_unique(names: Sequence[str], param: str) -> None:
             raise InvalidField(
                 "invalid_value", f"Invalid '{param}': the name '{name}' is given twice.", param
             )
+
+
+def _check_schema(function: Function, param: str) -> None:
+    problem = schema_problem(function.tool())
+    if problem is not None:
+        raise InvalidField(
+            "invalid_function_parameters",
+            f"Invalid schema for function '{function.model_name}': {problem}",
+            param,
+        )
 
 
 def _only_with(needed: str, param: str, is_given: bool) -> None:

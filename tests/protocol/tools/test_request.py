@@ -8,7 +8,8 @@ from openai.types.chat import completion_create_params as openai_params
 
 from protocol.errors import InvalidRequest
 from protocol.tools.calls import Tool
-from protocol.tools.request import NO_PARAMETERS, ToolFields, ToolUse
+from protocol.tools.request import ToolFields, ToolUse
+from protocol.tools.schemas import NO_PARAMETERS
 from protocol.validation import parse
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -112,7 +113,9 @@ def test_a_function_as_the_qwen_repository_writes_it() -> None:
 
 
 def test_strict_is_kept() -> None:
-    strict = {"type": "function", "function": {**WEATHER, "strict": True}}
+    parameters = {**SCHEMA, "additionalProperties": False}
+    function = {**WEATHER, "parameters": parameters, "strict": True}
+    strict = {"type": "function", "function": function}
     use = read(tools=[strict])
     assert use is not None and use.tools[0].strict
 
