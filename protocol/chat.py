@@ -13,10 +13,12 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from protocol.chat_messages import Message
 from protocol.sampling import INT32_MAX, MAX_LOGPROBS, Refused, SamplingFields
 from protocol.structured_output import ResponseFormat, StructuredOutputs, check_output_format
+from protocol.tools.conversation import check_tool_messages
+from protocol.tools.request import ToolFields
 from protocol.usage import Usage
 from protocol.validation import MAX_QUOTED, InvalidField
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -36,28 +38,6 @@ def _only(*allowed: object) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _only_without_tools(*allowed: object) -> BeforeValidator:
-    """Accept null and `allowed`; anything else would need tools, which are refused."""
-
-    def check(value: object, info: ValidationInfo) -> object:
-        if value is None or value in allowed:
-            return value
-        raise InvalidField(
-            "invalid_value", f"'{info.field_name}' is only allowed when 'tools' are specified."
-        )
-
-    return BeforeValidator(check)
-
-
-def _refuse_tools(value: object, info: ValidationInfo) -> object:
-    if value is None or value == []:
-        return value
-    raise InvalidField(
-        "unsupported_parameter", f"Unsupported parameter: '{info.field_name}' is not supported yet."
-    )
-
-
-NoTools = Annotated[object, BeforeValidator(_refuse_tools)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
@@ -67,7 +47,7 @@ Metadata = Annotated[
 MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, ToolFields):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -84,11 +64,6 @@ class ChatRequest(SamplingFields):
     prompt_cache_retention: Annotated[str | None, _only("in_memory")] = None
     prompt_cache_key: str | None = None  # a routing hint; the prefix cache needs none
     safety_identifier: str | None = None  # names an end user, like `user`
-    tools: NoTools = None
-    functions: NoTools = None
-    tool_choice: Annotated[object, _only_without_tools("none")] = None
-    function_call: Annotated[object, _only_without_tools("none")] = None
-    parallel_tool_calls: Annotated[object, _only_without_tools()] = None
     audio: Refused = None
     moderation: Refused = None
     prediction: Refused = None
@@ -125,7 +100,23 @@ class ChatRequest(SamplingFields):
         if self.continue_final_message:
             self._check_continuation()
         check_output_format(self.structured_outputs, self.ignore_eos, self.response_format)
+        check_tool_messages(self.messages)
+        if self.tool_use is not None:
+            self._check_with_tools()
         return self
+
+    def _check_with_tools(self) -> None:
+        clashing = {
+            "ignore_eos": bool(self.ignore_eos),
+            "structured_outputs": self.structured_outputs is not None,
+        }
+        for field, is_given in clashing.items():
+            if is_given:
+                raise InvalidField(
+                    "invalid_parameter_combination",
+                    f"'{field}' cannot be combined with tools that may be called.",
+                    field,
+                )
 
     def _check_continuation(self) -> None:
         if self.add_generation_prompt:
@@ -160,11 +151,24 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
+class FunctionCalled(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class ToolCalled(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCalled
+
+
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     reasoning_content: str | UnsetType = UNSET  # as DeepSeek has it; only if the model thought
     refusal: str | None = None
+    tool_calls: list[ToolCalled] | UnsetType = UNSET
+    function_call: FunctionCalled | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -187,11 +191,27 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
 
 
+class FunctionDelta(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """More of a call; id, type and the function's name come with its first."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
+
+
 class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET  # null in the opening, where no text may follow
     reasoning_content: str | UnsetType = UNSET
     refusal: UnsetType | None = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):

@@ -1,6 +1,9 @@
-"""The messages of a chat request: the roles and contents we take, clear refusals of the rest."""
+"""The messages of a chat request: the roles and contents we take, clear refusals of the rest.
 
-from typing import Annotated, Literal
+What one message of a conversation has to do with another is in protocol/tools/conversation.py.
+"""
+
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
@@ -8,7 +11,6 @@ from protocol.sampling import Refused, RequestModel, one_of
 from protocol.validation import BRANCH, InvalidField
 
 _OTHER_PARTS = ("image_url", "input_audio", "file", "refusal")
-_TOOL_ROLES = ("tool", "function")
 _STRING_OR_PARTS = "one of a string or array of objects"
 
 
@@ -23,13 +25,14 @@ def _refuse_other_parts(part: object) -> object:
     return part
 
 
-def _refuse_tool_roles(role: object) -> object:
-    if role in _TOOL_ROLES:
+def _refuse_custom(call: object) -> object:
+    if isinstance(call, dict) and call.get("type") == "custom":
         raise InvalidField(
             "unsupported_value",
-            f"Unsupported value: the role '{role}' is not supported with this model.",
+            "Unsupported value: calls of type 'custom' are not supported with this model. Only "
+            "'function' is.",
         )
-    return role
+    return call
 
 
 def _null_if_empty(value: object) -> object:
@@ -51,20 +54,41 @@ Content = Annotated[
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+$")]
 
 
+class CalledFunction(RequestModel):
+    """A call of an earlier answer. `arguments` is JSON text, or whatever the model wrote."""
+
+    name: Annotated[str, Field(min_length=1)]
+    arguments: str
+
+
+class CalledTool(RequestModel):
+    """An entry of `tool_calls`. `index` is of a stream's deltas and says nothing here."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
 class Message(RequestModel):
     """One turn. Fields of a reply's message may come back, as long as they are null."""
 
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant"], BeforeValidator(_refuse_tool_roles)
-    ]
+    role: Role
     content: Content | None = None
     name: Name | None = None
+    tool_calls: Annotated[
+        list[Annotated[CalledTool, BeforeValidator(_refuse_custom)]] | None,
+        BeforeValidator(_null_if_empty),
+    ] = None
+    tool_call_id: str | None = None
+    function_call: CalledFunction | None = None  # OpenAI's old way to call one
     reasoning_content: str | None = None  # thinking of an earlier answer, for the chat template
     reasoning: str | None = None  # vLLM's name of the same
     refusal: Refused = None
     audio: Refused = None
-    function_call: Refused = None
-    tool_calls: Annotated[Refused, BeforeValidator(_null_if_empty)] = None
     annotations: Annotated[Refused, BeforeValidator(_null_if_empty)] = None
 
     @model_validator(mode="after")
@@ -86,8 +110,31 @@ class Message(RequestModel):
         return self
 
     @model_validator(mode="after")
+    def _check_calls(self) -> "Message":
+        of_role = {"tool_calls": "assistant", "function_call": "assistant", "tool_call_id": "tool"}
+        for field, role in of_role.items():
+            if getattr(self, field) is not None and self.role != role:
+                raise InvalidField(
+                    "invalid_value",
+                    f"'{field}' is only allowed in messages of role '{role}'.",
+                    field,
+                )
+        if self.tool_calls and self.function_call:
+            raise InvalidField(
+                "invalid_parameter_combination",
+                "'tool_calls' and 'function_call' cannot both be given in a message.",
+                "function_call",
+            )
+        needed = {"tool": "tool_call_id", "function": "name"}.get(self.role)
+        if needed is not None and getattr(self, needed) is None:
+            raise InvalidField(
+                "missing_required_parameter", f"Missing required parameter: '{needed}'.", needed
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_content(self) -> "Message":
-        if self.role == "assistant" or self.content is not None:
+        if self.role in ("assistant", "function") or self.content is not None:
             return self
         if "content" in self.model_fields_set:
             raise InvalidField(
@@ -105,6 +152,13 @@ class Message(RequestModel):
         return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     @property
+    def calls(self) -> list[dict[str, Any]]:
+        """The calls in the form of `tool_calls`; the old kind has no id."""
+        if self.function_call is not None:
+            return [_function(self.function_call)]
+        return [{"id": call.id, **_function(call.function)} for call in self.tool_calls or ()]
+
+    @property
     def text(self) -> str:
         """The whole content; parts are joined by line breaks, as other servers join them."""
         if self.content is None:
@@ -112,3 +166,10 @@ class Message(RequestModel):
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content)
+
+
+def _function(called: CalledFunction) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {"name": called.name, "arguments": called.arguments},
+    }

@@ -7,11 +7,13 @@ from pydantic import Field, model_validator
 
 from protocol.chat_messages import Message
 from protocol.sampling import RequestModel, TokenId
+from protocol.tools.conversation import check_tool_messages
+from protocol.tools.request import ToolFields
 from protocol.validation import InvalidField
 
 
-class TokenizeRequest(RequestModel):
-    """A text (`prompt`) or a conversation (`messages`), exactly one of them."""
+class TokenizeRequest(ToolFields):
+    """A text (`prompt`) or a conversation (`messages`, with its tools), exactly one of them."""
 
     model: str | None = None
     prompt: str | None = None
@@ -34,6 +36,7 @@ class TokenizeRequest(RequestModel):
                 "Setting 'prompt' and 'messages' at the same time is not supported.",
                 "messages",
             )
+        check_tool_messages(self.messages or [])
         return self
 
 

@@ -17,7 +17,7 @@ from protocol.errors import ApiError
 from protocol.prompt import TemplateError
 from protocol.sampling import RequestModel
 from protocol.validation import parse
-from server.convert import template_message
+from server.prompts import template_message
 from server.served_model import ModelText
 
 

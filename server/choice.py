@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from engine.messages import EngineRequest, Event, Finished, TokenEvent, TokenLogprobs
 from protocol.chat import FinishReason
 from protocol.errors import EngineUnavailable, Internal
-from protocol.reasoning import Parted
 from protocol.tokenizer import Tokenizer
+from protocol.tools.calls import CallArguments, CallBegin, Content, ToolEvent
 from server.errors import from_fault
 from server.output_text import OutputText, TextOptions
 
@@ -29,11 +29,12 @@ class PlacedLogprobs:
 class Delta:
     """What one event adds to a choice. A finish reason comes with the last delta only.
 
-    The reasoning comes before the text.
+    The reasoning comes before the text, the text before the calls.
     """
 
     text: str = ""
     reasoning: str = ""
+    calls: Sequence[CallBegin | CallArguments] = ()
     logprobs: Sequence[PlacedLogprobs] = ()
     finish_reason: FinishReason | None = None
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
@@ -56,6 +57,9 @@ class Choice:
         self.num_output_tokens = 0
         self.num_cached_tokens = 0
         self._output = OutputText(tokenizer, options, request.sampling.min_tokens)
+        self._calling = options.calling
+        self._parser = None if options.calling is None else options.calling.parser()
+        self._has_called = False
         self._held_logprobs: list[PlacedLogprobs] = []
         self._logprob_sum = 0.0
 
@@ -93,10 +97,13 @@ class Choice:
             reasoning += parted.reasoning
             text += parted.content
             if self._output.is_stopped:
-                self.finish_reason = "stop"
                 break
         self.num_output_tokens += len(event.token_ids)
-        return self._delta(Parted(reasoning, text), event.prompt_logprobs)
+        is_last = self._output.is_stopped
+        events = self._parse(text, is_last=is_last)
+        if is_last:
+            self.finish_reason = self._stop_reason
+        return self._delta(reasoning, events, event.prompt_logprobs)
 
     def _finish(self, event: Finished) -> Delta | None:
         self.has_ended = True
@@ -111,18 +118,39 @@ class Choice:
             raise Internal
         self.num_output_tokens = event.num_output_tokens
         parted = self._output.flush()
+        events = self._parse(parted.content, is_last=True)
         is_stop = self._output.is_stopped or event.reason == "stop"
-        self.finish_reason = "stop" if is_stop else "length"
-        return self._delta(parted, None)
+        self.finish_reason = self._stop_reason if is_stop else "length"
+        return self._delta(parted.reasoning, events, None)
+
+    def _parse(self, content: str, *, is_last: bool) -> list[ToolEvent]:
+        if self._parser is None:
+            return [Content(content)] if content else []
+        events = self._parser.feed(content)
+        if is_last:
+            events += self._parser.flush()
+        self._has_called = self._has_called or any(isinstance(one, CallBegin) for one in events)
+        return events
+
+    @property
+    def _stop_reason(self) -> FinishReason:
+        """Why an answer that was not cut off has ended."""
+        if self._calling is None or not self._has_called:
+            return "stop"
+        return self._calling.finish_reason
 
     def _delta(
-        self, parted: Parted, prompt_logprobs: Sequence[TokenLogprobs | None] | None
+        self,
+        reasoning: str,
+        events: Sequence[ToolEvent],
+        prompt_logprobs: Sequence[TokenLogprobs | None] | None,
     ) -> Delta | None:
         logprobs = self._release_logprobs()
-        text, reasoning = parted.content, parted.reasoning
-        if not (text or reasoning or logprobs or self.finish_reason or prompt_logprobs):
+        text = "".join(event.text for event in events if isinstance(event, Content))
+        calls = [event for event in events if not isinstance(event, Content)]
+        if not (text or reasoning or calls or logprobs or self.finish_reason or prompt_logprobs):
             return None
-        return Delta(text, reasoning, logprobs, self.finish_reason, prompt_logprobs)
+        return Delta(text, reasoning, calls, logprobs, self.finish_reason, prompt_logprobs)
 
     def _release_logprobs(self) -> Sequence[PlacedLogprobs]:
         """The logprobs of tokens whose text has begun to be settled; at the end, of all.

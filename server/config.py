@@ -7,6 +7,9 @@ import msgspec
 from engine.config import EngineConfig
 
 Source = Literal["huggingface", "modelscope"]
+ToolFormatChoice = Literal[
+    "auto", "chatglm3", "hermes", "llama3", "qwen3_coder", "qwen_agent", "react"
+]
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +22,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: tuple[str, ...] = ()  # empty = no authentication
     unknown_fields: Literal["refuse", "warn"] = "refuse"  # warn: a header names the ignored fields
     log_format: Literal["json", "console"] = "json"
+    tool_format: ToolFormatChoice = "auto"  # of calls; auto = what the chat template shows
+    tool_grammar: Literal["always", "asked"] = "always"  # asked: where a request needs it
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,38 +1,27 @@
 """A checked API request and the served model into what the engine is asked: EngineRequests.
 
 Owns the order of defaults (request, then the model's generation_config, then OpenAI's), the check
-of the context length, seeds and token ids. Pure and thread-safe: long prompts are encoded off the
-event loop.
+of the context length and seeds; prompts are made by server/prompts.py, what is of chat alone by
+server/chat_plan.py. Pure and thread-safe.
 """
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
 from engine.messages import EngineRequest, Grammar, SamplingParams
-from protocol.chat import ChatRequest
-from protocol.chat_messages import Message
 from protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
-from protocol.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotFound
-from protocol.prompt import TemplateError
+from protocol.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from protocol.sampling import SamplingFields
-from server.grammars import grammar_of, thinking_before
+from server.grammars import grammar_of
+from server.prompts import check_token_ids, encode_prompt
 from server.state import ServedModel
-from server.thinking import thinking_kwargs
 
 # Far below the probability of any vocabulary's most likely token: keeps exactly that one. OpenAI
 # takes top_p 0, the engine does not.
 _SMALLEST_TOP_P = 1e-6
 _NUM_SEEDS = 2**64
-_TEMPLATE_ARGUMENTS = frozenset(
-    {
-        *("self", "messages", "tools", "add_generation_prompt"),
-        *("continue_final_message", "bos_token", "eos_token"),
-    }
-)
 
 
 def check_model(name: str, model: ServedModel) -> None:
@@ -47,44 +36,6 @@ def system_fingerprint(model: ServedModel) -> str:
     return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10]
 
 
-def chat_requests(request: ChatRequest, model: ServedModel, reply_id: str) -> list[EngineRequest]:
-    """Return one engine request for each of the n choices.
-
-    Raises InvalidRequest (template, token ids), ContextLengthExceeded, NotFound (no chat model).
-    """
-    add_generation_prompt = request.add_generation_prompt
-    prompt_ids = encode_messages(
-        request.messages,
-        model,
-        add_generation_prompt=(
-            not request.continue_final_message
-            if add_generation_prompt is None
-            else add_generation_prompt
-        ),
-        continue_final_message=bool(request.continue_final_message),
-        template_kwargs=thinking_kwargs(
-            request.reasoning_effort, request.chat_template_kwargs or {}, model.chat_template
-        ),
-    )
-    _check_prompt_length(len(prompt_ids), model.max_model_len, "messages")
-    max_tokens = request.max_output_tokens
-    if max_tokens is None:
-        max_tokens = model.max_model_len - len(prompt_ids)
-    _check_total_length(len(prompt_ids), max_tokens, model.max_model_len, "messages")
-    sampling = _SamplingBuilder(request, model).build(
-        max_tokens=max_tokens,
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-    )
-    grammar = grammar_of(request.response_format, request.structured_outputs)
-    if grammar is not None:
-        thinking = thinking_before(prompt_ids, model)
-        grammar = msgspec.structs.replace(grammar, thinking=thinking)
-    return [
-        _engine_request(request, f"{reply_id}-{i}", prompt_ids, sampling, i, grammar)
-        for i in range(request.num_choices)
-    ]
-
-
 def completion_requests(
     request: CompletionRequest, model: ServedModel, reply_id: str
 ) -> list[EngineRequest]:
@@ -92,7 +43,7 @@ def completion_requests(
 
     Raises InvalidRequest (token ids), ContextLengthExceeded.
     """
-    builder = _SamplingBuilder(request, model)
+    builder = SamplingBuilder(request, model)
     grammar = grammar_of(None, request.structured_outputs)
     is_ranked = request.num_candidates > request.num_choices
     requests: list[EngineRequest] = []
@@ -107,97 +58,21 @@ def completion_requests(
         )
         for i in range(request.num_candidates):
             sequence_id = f"{reply_id}-{len(requests)}"
-            requests.append(_engine_request(request, sequence_id, prompt_ids, sampling, i, grammar))
+            requests.append(engine_request(request, sequence_id, prompt_ids, sampling, i, grammar))
     return requests
-
-
-def encode_messages(
-    messages: Sequence[Message],
-    model: ServedModel,
-    *,
-    add_generation_prompt: bool = True,
-    continue_final_message: bool = False,
-    template_kwargs: Mapping[str, Any] | None = None,
-) -> list[int]:
-    """Return the prompt token ids of a conversation. Raises InvalidRequest, NotFound."""
-    if model.chat_template is None:
-        raise NotFound(
-            "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
-            "Did you mean to use v1/completions?",
-            param="model",
-        )
-    clash = _TEMPLATE_ARGUMENTS.intersection(template_kwargs or {})
-    if clash:
-        raise InvalidRequest(
-            f"Invalid key in 'chat_template_kwargs': {min(clash)}.",
-            param="chat_template_kwargs",
-            code="invalid_value",
-        )
-    try:
-        return model.chat_template.encode(
-            [template_message(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **(template_kwargs or {}),
-        )
-    except TemplateError as exc:
-        raise InvalidRequest(str(exc), param="messages", code="invalid_value") from exc
-
-
-def encode_prompt(
-    prompt: str | list[int], model: ServedModel, *, add_special_tokens: bool = True
-) -> list[int]:
-    """Return a plain prompt's token ids; in text, control tokens are control tokens.
-
-    Raises InvalidRequest for an id outside the vocabulary and for an empty prompt.
-    """
-    tokenizer = model.tokenizer
-    if not isinstance(prompt, str):
-        _check_token_ids(prompt, model, "prompt")
-        return prompt
-    prompt_ids = tokenizer.encode(prompt, parse_special=True)
-    if add_special_tokens:
-        prompt_ids = [*tokenizer.prompt_prefix, *prompt_ids]
-    if not prompt_ids:
-        raise InvalidRequest(
-            "Invalid 'prompt': empty string. This model needs at least one token to start from.",
-            param="prompt",
-            code="empty_string",
-        )
-    return prompt_ids
-
-
-def template_message(message: Message) -> dict[str, str]:
-    """A message as chat templates know them."""
-    # templates know "system"; OpenAI's newer name for it is "developer"
-    role = "system" if message.role == "developer" else message.role
-    optional = {"name": message.name, "reasoning_content": message.thinking}
-    given = {field: value for field, value in optional.items() if value is not None}
-    return {"role": role, "content": message.text, **given}
-
-
-def _check_token_ids(token_ids: Sequence[int], model: ServedModel, param: str) -> None:
-    worst = max(token_ids, default=0)
-    if worst >= model.tokenizer.vocab_size:
-        raise InvalidRequest(
-            f"Invalid token id in '{param}': {worst}. Maximum value is "
-            f"{model.tokenizer.vocab_size - 1}.",
-            param=param,
-            code="invalid_value",
-        )
 
 
 def _completion_length(request: CompletionRequest, prompt_length: int, max_length: int) -> int:
     if request.max_tokens is not None:
         if request.max_tokens:
-            _check_prompt_length(prompt_length, max_length, None)
-        _check_total_length(prompt_length, request.max_tokens, max_length, None)
+            check_prompt_length(prompt_length, max_length, None)
+        check_total_length(prompt_length, request.max_tokens, max_length, None)
         return request.max_tokens
-    _check_prompt_length(prompt_length, max_length, None)
+    check_prompt_length(prompt_length, max_length, None)
     return min(DEFAULT_MAX_TOKENS, max_length - prompt_length)
 
 
-def _check_prompt_length(length: int, max_length: int, param: str | None) -> None:
+def check_prompt_length(length: int, max_length: int, param: str | None) -> None:
     """At least one token must fit behind the prompt. `param` is "messages" or, for text, None."""
     if length < max_length:
         return
@@ -209,7 +84,7 @@ def _check_prompt_length(length: int, max_length: int, param: str | None) -> Non
     )
 
 
-def _check_total_length(length: int, max_tokens: int, max_length: int, param: str | None) -> None:
+def check_total_length(length: int, max_tokens: int, max_length: int, param: str | None) -> None:
     if length + max_tokens <= max_length:
         return
     noun = "messages" if param else "prompt"
@@ -221,15 +96,15 @@ def _check_total_length(length: int, max_tokens: int, max_length: int, param: st
     )
 
 
-class _SamplingBuilder:
+class SamplingBuilder:
     """The sampling params that all sequences of a request share."""
 
     def __init__(self, request: SamplingFields, model: ServedModel) -> None:
         self._request = request
         self._defaults = model.sampling_defaults
         self._logit_bias = {int(key): bias for key, bias in (request.logit_bias or {}).items()}
-        _check_token_ids(list(self._logit_bias), model, "logit_bias")
-        _check_token_ids(request.stop_token_ids or (), model, "stop_token_ids")
+        check_token_ids(list(self._logit_bias), model, "logit_bias")
+        check_token_ids(request.stop_token_ids or (), model, "stop_token_ids")
 
     def build(
         self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None
@@ -273,7 +148,7 @@ class _SamplingBuilder:
         return self._resolve("temperature", 1.0)
 
 
-def _engine_request(
+def engine_request(
     request: SamplingFields,
     sequence_id: str,
     prompt_ids: list[int],

@@ -76,6 +76,9 @@ def _invalid_grammar(fault: Fault, grammar: Grammar) -> InvalidRequest:
     if grammar.kind in ("json_schema", "json_object"):
         message = f"Invalid schema for {grammar.origin}: {fault.message}"
         return InvalidRequest(message, param=param, code="invalid_json_schema")
+    if grammar.origin in ("tools", "functions"):
+        message = f"Invalid schema for {fault.message}"
+        return InvalidRequest(message, param=param, code="invalid_function_parameters")
     message = f"Invalid '{grammar.origin}': {fault.message}"
     return InvalidRequest(message, param=param, code="invalid_grammar")
 

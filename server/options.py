@@ -195,6 +195,18 @@ OPTIONS: tuple[Option, ...] = (
         "Refuse a request with a field that is not known, or only name the field in a header",
         ServerConfig,
     ),
+    Option(
+        "tool_format",
+        _words(ServerConfig, "tool_format"),
+        "How the model writes tool calls; auto: as its chat template shows it, else ReAct",
+        ServerConfig,
+    ),
+    Option(
+        "tool_grammar",
+        _words(ServerConfig, "tool_grammar"),
+        "Hold tool calls to their schemas always, or only where a request asks for it",
+        ServerConfig,
+    ),
     Option("log_format", _words(ServerConfig, "log_format"), "How log lines look", ServerConfig),
     Option("data_dir", text("FOLDER"), "Where models and everything else that lasts is kept", None),
     Option(

@@ -14,6 +14,7 @@ from protocol.reasoning import Parted, ReasoningParser, ThinkingMarkers, Thinkin
 from protocol.sampling import SamplingFields
 from protocol.stops import StopMatcher
 from protocol.tokenizer import Tokenizer
+from server.tool_calling import ToolCalling
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class TextOptions:
     skip_special_tokens: bool = True
     thinking: tuple[ThinkingMarkers, ThinkingStart] | None = None  # None: all text is content
     strips_start: bool = False  # leave out the white space in front
+    calling: ToolCalling | None = None  # None: nothing in the content is a call
+    tool_markers: frozenset[int] = frozenset()  # control tokens that are text to its parser
 
     @classmethod
     def of(
@@ -33,14 +36,18 @@ class TextOptions:
         thinking: tuple[ThinkingMarkers, ThinkingStart] | None = None,
         *,
         strips_start: bool = False,
+        calling: ToolCalling | None = None,
+        tool_markers: frozenset[int] = frozenset(),
     ) -> "TextOptions":
         """Read a request's options; special tokens are left out unless it says otherwise."""
         return cls(
-            request.stops,
+            (*request.stops, *(calling.stops if calling is not None else ())),
             bool(request.include_stop_str_in_output),
             request.skip_special_tokens is not False,
             thinking,
             strips_start,
+            calling,
+            tool_markers,
         )
 
 
@@ -63,7 +70,8 @@ class OutputText:
             strips_start=options.strips_start,
         )
         self._parser = ReasoningParser(*options.thinking) if options.thinking else None
-        self._marker_ids = options.thinking[0].special_ids if options.thinking else frozenset()
+        thinking_ids = options.thinking[0].special_ids if options.thinking else frozenset()
+        self._marker_ids = thinking_ids | options.tool_markers
         self._matcher = StopMatcher(options.stops, include_stop=options.include_stop)
         self._num_content_sent = 0
         self._num_reasoning_tokens = 0

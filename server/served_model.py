@@ -4,7 +4,7 @@ The text half (tokenizer, chat template) takes a moment and needs no engine, so 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError
@@ -20,7 +20,9 @@ from protocol.qwen_format import QwenFormat
 from protocol.sentencepiece_tokenizer import SentencePieceTokenizer
 from protocol.tiktoken_tokenizer import TiktokenTokenizer
 from protocol.tokenizer import Tokenizer
+from protocol.tools.formats import ToolFormat
 from server.state import ServedModel
+from server.tool_support import ToolSupport, tool_support
 
 # Those of generation_config.json that server/convert.py takes a default from.
 _SAMPLING_KEYS = (*("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),)
@@ -45,17 +47,23 @@ class ModelText:
 
     tokenizer: Tokenizer
     chat_template: PromptFormat | None  # None: a base model
+    tools: ToolSupport = field(default_factory=ToolSupport)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "ModelText":
-        """Raises CheckpointError when the tokenizer or the chat template cannot be used."""
+    def of(cls, checkpoint: Checkpoint, tool_format: ToolFormat | None = None) -> "ModelText":
+        """`tool_format`: the operator's choice.
+
+        Raises CheckpointError when the tokenizer or the chat template cannot be used.
+        """
         try:
             tokenizer = tokenizer_of(checkpoint)
-            return cls(tokenizer, prompt_format_of(checkpoint, tokenizer))
+            prompt_format = prompt_format_of(checkpoint, tokenizer)
         except _BROKEN_TEXT as exc:
             raise CheckpointError(
                 f"The tokenizer of {checkpoint.path} is not usable: {exc}."
             ) from exc
+        support = tool_support(prompt_format, checkpoint.chat_template, tool_format)
+        return cls(tokenizer, prompt_format, support)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
@@ -134,4 +142,5 @@ def served_model(
         eos_token_ids=checkpoint.eos_token_ids,
         sampling_defaults=defaults,
         max_model_len=info.max_model_len,
+        tools=text.tools,
     )

@@ -3,7 +3,7 @@ changed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.client import EngineClient
@@ -11,6 +11,7 @@ from protocol.prompt_format import PromptFormat
 from protocol.tokenizer import Tokenizer
 from server.config import ServerConfig
 from server.metrics import Metrics
+from server.tool_support import ToolSupport
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class ServedModel:
     eos_token_ids: tuple[int, ...]
     sampling_defaults: Mapping[str, Any]  # of generation_config: temperature, top_p, top_k, ...
     max_model_len: int
+    tools: ToolSupport = field(default_factory=ToolSupport)
 
 
 @dataclass(frozen=True, slots=True)

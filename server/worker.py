@@ -20,6 +20,7 @@ import uvloop
 from engine.checkpoint import Checkpoint
 from engine.errors import EngineError
 from engine.ipc import IpcClient
+from protocol.tools.formats import ToolFormat
 from server.app import create_app
 from server.config import ServeConfig
 from server.logging import configure
@@ -57,7 +58,9 @@ async def load_app(options: WorkerOptions, gate: StartingGate, resources: AsyncE
     starting = asyncio.create_task(engine.start())
     try:
         checkpoint = await asyncio.to_thread(Checkpoint.open, config.engine.model)
-        text = await asyncio.to_thread(ModelText.of, checkpoint)
+        chosen = config.server.tool_format
+        tool_format = None if chosen == "auto" else ToolFormat(chosen)
+        text = await asyncio.to_thread(ModelText.of, checkpoint, tool_format)
         info = await starting
     finally:
         starting.cancel()

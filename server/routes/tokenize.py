@@ -14,7 +14,8 @@ from protocol.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply,
 from protocol.tokenizer import Tokenizer
 from protocol.validation import parse
 from server.body import read_json_body
-from server.convert import check_model, encode_messages, encode_prompt
+from server.convert import check_model
+from server.prompts import encode_messages, encode_prompt
 from server.state import AppState, ServedModel
 from server.streaming import ignored_header
 
@@ -67,8 +68,9 @@ def _encode(body: TokenizeRequest, model: ServedModel) -> list[int]:
         model,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
+        tool_use=body.tool_use,
         template_kwargs=body.chat_template_kwargs,
-    )
+    ).token_ids
 
 
 def _spell(token_ids: list[int], tokenizer: Tokenizer) -> list[str]:

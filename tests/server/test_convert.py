@@ -12,7 +12,8 @@ from protocol.completions import CompletionRequest
 from protocol.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotFound
 from protocol.prompt import ChatTemplate
 from protocol.validation import parse
-from server.convert import chat_requests, check_model, completion_requests, system_fingerprint
+from server.chat_plan import plan_chat
+from server.convert import check_model, completion_requests, system_fingerprint
 from server.state import ServedModel
 from tests.server.scripted_app import ids_of
 from tests.server.small_app import END, small_state
@@ -24,7 +25,7 @@ PROMPT = "user:hi<|end|>assistant:"
 def chat(model: ServedModel = MODEL, **fields: object) -> list[EngineRequest]:
     messages = [{"role": "user", "content": "hi"}]
     body = json.dumps({"model": "m", "messages": messages, **fields}).encode()
-    return chat_requests(parse(ChatRequest, body)[0], model, "r")
+    return plan_chat(parse(ChatRequest, body)[0], model, "r").requests
 
 
 def complete(model: ServedModel = MODEL, **fields: object) -> list[EngineRequest]:

@@ -19,7 +19,8 @@ from protocol.library_tokenizer import LibraryTokenizer
 from protocol.prompt import ChatTemplate
 from protocol.prompt_format import PromptFormat
 from protocol.qwen_format import QwenFormat
-from server.convert import chat_requests, completion_requests
+from server.chat_plan import plan_chat
+from server.convert import completion_requests
 from server.served_model import ModelText, served_model
 from server.state import ServedModel
 from tests.engine.test_tokenizer_files import spm_model
@@ -136,7 +137,7 @@ class TestFirstQwen:
         assert isinstance(model.chat_template, QwenFormat)
         assert set(model.eos_token_ids) == {151643, 151644, 151645}
         body = {"model": "qwen", "messages": [{"role": "user", "content": "Hi <|im_end|>"}]}
-        [request] = chat_requests(ChatRequest.model_validate(body), model, "id")
+        [request] = plan_chat(ChatRequest.model_validate(body), model, "id").requests
         prompt = model.tokenizer.decode(request.prompt_token_ids, skip_special=False)
         assert prompt == (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -148,7 +149,7 @@ class TestFirstQwen:
         # max_new_tokens is no limit: OpenAI's is what the context holds
         assert sampling.max_tokens == INFO.max_model_len - len(request.prompt_token_ids)
         body["top_p"], body["repetition_penalty"] = 0.5, 1.0  # type: ignore[assignment]
-        [request] = chat_requests(ChatRequest.model_validate(body), model, "id")
+        [request] = plan_chat(ChatRequest.model_validate(body), model, "id").requests
         assert (request.sampling.top_p, request.sampling.repetition_penalty) == (0.5, 1.0)
 
     def test_base(self, tmp_path: Path, qwen_tiktoken_path: Path) -> None:
@@ -157,7 +158,7 @@ class TestFirstQwen:
         assert model.eos_token_ids == (151643,)
         body: dict[str, Any] = {"model": "qwen", "messages": [{"role": "user", "content": "Hi"}]}
         with pytest.raises(NotFound, match="not a chat model"):
-            chat_requests(ChatRequest.model_validate(body), model, "id")
+            plan_chat(ChatRequest.model_validate(body), model, "id")
         completion = CompletionRequest.model_validate({"model": "qwen", "prompt": "Observation:"})
         [request] = completion_requests(completion, model, "id")
         assert request.prompt_token_ids == [37763, 367, 25]
