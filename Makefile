@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 ARGS   ?=
 
 BIN       := $(VENV)/bin
-CODE      := engine protocol server loadtest tests
+CODE      := engine protocol server loadtest tests examples
 INSTALLED := $(VENV)/.installed
 DEV       := $(VENV)/.installed-dev
 

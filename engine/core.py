@@ -10,11 +10,9 @@ from collections.abc import Sequence as ListLike
 from concurrent.futures import Future
 from typing import Protocol
 
-from llguidance import LLMatcher
-
 from engine.block_manager import BlockManager
 from engine.errors import RequestRejected
-from engine.grammar import GrammarError, GrammarState
+from engine.grammar import CompiledGrammar, GrammarError, GrammarState
 from engine.grammar_compiler import Grammars
 from engine.messages import (
     EngineInfo,
@@ -74,7 +72,7 @@ class Engine:
             info.max_model_len,
         )
         self._sequences: dict[str, Sequence] = {}
-        self._compiling: dict[str, Future[LLMatcher]] = {}  # of the sequences that are held
+        self._compiling: dict[str, Future[CompiledGrammar]] = {}  # of the sequences that are held
         self._num_arrivals = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -180,7 +178,7 @@ class Engine:
         if self.grammars is not None:
             self.grammars.close()
 
-    def _compile(self, request: EngineRequest) -> Future[LLMatcher] | None:
+    def _compile(self, request: EngineRequest) -> Future[CompiledGrammar] | None:
         if request.grammar is None:
             return None
         if self.grammars is None:
@@ -228,10 +226,12 @@ class Engine:
             sequence.num_output_tokens >= sequence.sampling.max_tokens
             or sequence.num_tokens >= self.info.max_model_len
         )
-        if is_stop:
-            events.append(self._finish(sequence, "stop", stop_token_id=token_id))
-        elif sequence.grammar is not None and _completes(sequence.grammar, sequence):
-            events.append(self._finish(sequence, "stop"))
+        grammar = sequence.grammar
+        if is_stop or (grammar is not None and _completes(grammar, sequence)):
+            is_early = grammar is not None and grammar.is_closed_early
+            reason: FinishReason = "length" if is_early else "stop"
+            stop_token_id = token_id if is_stop else None
+            events.append(self._finish(sequence, reason, stop_token_id=stop_token_id))
         elif reached_limit:
             events.append(self._finish(sequence, "length"))
         return events
@@ -261,7 +261,7 @@ class Engine:
         )
 
 
-def _grammar_state(compiling: Future[LLMatcher]) -> GrammarState:
+def _grammar_state(compiling: Future[CompiledGrammar]) -> GrammarState:
     """The state of a new sequence. Raises RequestRejected where the grammar was not compiled."""
     try:
         return GrammarState(compiling.result())

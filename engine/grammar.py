@@ -9,9 +9,11 @@ engine/grammar_process.py has compiled before is compiled here.
 import json
 import time
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
 
+from engine.grammar_closing import Closing, Spelling
 from engine.messages import Grammar, Thinking
 from engine.token_bytes import TokenBytes
 
@@ -99,6 +101,12 @@ def _reason(matcher: LLMatcher) -> str:
     return f"{' '.join([head, *details])[:_MAX_REASON].rstrip('.')}."
 
 
+def ends_of(grammar: Grammar) -> tuple[str, ...]:
+    """The texts that end something in a grammar, with the one that ends thinking."""
+    closing = None if grammar.thinking is None else grammar.thinking.closing
+    return (*grammar.ends, *([closing] if isinstance(closing, str) else []))
+
+
 def _source(grammar: Grammar) -> str:
     """The grammar as the library reads it: Lark, the answer by itself behind any thinking."""
     answer = {"lark_grammar": _lark(grammar) + _OPTIONS}
@@ -159,19 +167,29 @@ def _thinking_lark(thinking: Thinking) -> str:
     return f"start: ({begin} {whole} SPACE)? @answer\n{rule}\nSPACE: /[ \\n]*/"
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledGrammar:
+    """What sequences share of a grammar; none changes it."""
+
+    matcher: LLMatcher  # at its beginning
+    spelling: Spelling
+    ends: tuple[str, ...] = ()
+
+
 class GrammarState:
-    """How far one sequence is in its grammar: a function of its output's ids alone.
+    """How far one sequence is in its grammar: a function of its output's ids, and near the end of
+    its tokens of how many are left.
 
     Attributes:
         problem: why it cannot go on, None while it can.
     """
 
-    __slots__ = ("_mask_s", "_matcher", "_num_consumed", "problem")
+    __slots__ = ("_closing", "_mask_s", "_matcher", "_num_consumed", "problem")
 
-    def __init__(self, compiled: LLMatcher) -> None:
-        """`compiled`: what compile_grammar gave; sequences share it, none changes it."""
+    def __init__(self, compiled: CompiledGrammar) -> None:
         self.problem: str | None = None
-        self._matcher = compiled.deep_copy()
+        self._matcher = compiled.matcher.deep_copy()
+        self._closing = Closing(compiled.spelling, compiled.ends)
         self._num_consumed = 0
         self._mask_s = 0.0
 
@@ -185,7 +203,23 @@ class GrammarState:
     @property
     def is_complete(self) -> bool:
         """The output is what the grammar describes, and nothing may follow."""
-        return self.problem is None and self._matcher.is_stopped()
+        return self.problem is None and (self._matcher.is_stopped() or self._closing.is_over)
+
+    @property
+    def is_closed_early(self) -> bool:
+        """The output was completed because its tokens ran out."""
+        return self._closing.has_begun
+
+    def vet(self, token_id: int, num_left: int) -> int:
+        """The token to take when `token_id` was sampled and the output may get `num_left` more,
+        so that it is complete when there are none.
+        """
+        if self.problem is not None:
+            return token_id
+        started_s = time.thread_time()
+        token_id = self._closing.vet(self._matcher, token_id, num_left)
+        self._mask_s += time.thread_time() - started_s
+        return token_id
 
     def mask(self) -> bytes:
         """One bit for each token id, the lowest first: whether it may come next.

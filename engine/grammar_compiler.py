@@ -17,10 +17,17 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 import msgspec
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLTokenizer
 
 from engine.errors import CheckpointError
-from engine.grammar import GrammarError, compile_grammar, make_tokenizer
+from engine.grammar import (
+    CompiledGrammar,
+    GrammarError,
+    compile_grammar,
+    ends_of,
+    make_tokenizer,
+)
+from engine.grammar_closing import Spelling
 from engine.grammar_process import COMPILE_S, Setup
 from engine.messages import Grammar
 from engine.token_bytes import TokenBytes
@@ -34,7 +41,7 @@ _STACK_BYTES = 16 << 20  # what the processes can do in less does not overflow h
 class Grammars(Protocol):
     """What the engine needs of a compiler."""
 
-    def compile(self, grammar: Grammar) -> "Future[LLMatcher]":
+    def compile(self, grammar: Grammar) -> "Future[CompiledGrammar]":
         """Begin, or look up; the future's exception is a GrammarError."""
         ...
 
@@ -60,17 +67,17 @@ class GrammarCompiler:
         self._read_tokens = read_tokens
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
-        self._cache: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
+        self._cache: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
         self._executor = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
         self._lock = threading.Lock()
-        self._vocabulary: tuple[LLTokenizer, bytes] | None = None
+        self._vocabulary: tuple[LLTokenizer, Spelling, bytes] | None = None
         self._children: dict[int, _Child] = {}  # thread -> its process
         self._is_closed = False
 
     def start(self) -> None:
         self._submit(self._warm_up)
 
-    def compile(self, grammar: Grammar) -> "Future[LLMatcher]":
+    def compile(self, grammar: Grammar) -> "Future[CompiledGrammar]":
         key = msgspec.structs.replace(grammar, origin="")
         future = self._cache.get(key)
         if future is None or _was_accident(future):
@@ -89,33 +96,36 @@ class GrammarCompiler:
         for child in self._children.values():
             child.close()
 
-    def _submit(self, function: "Callable[..., LLMatcher]", *args: Grammar) -> "Future[LLMatcher]":
+    def _submit(
+        self, function: "Callable[..., CompiledGrammar]", *args: Grammar
+    ) -> "Future[CompiledGrammar]":
         stack_bytes = threading.stack_size(_STACK_BYTES)  # of the thread that this may start
         try:
             return self._executor.submit(function, *args)
         finally:
             threading.stack_size(stack_bytes)
 
-    def _warm_up(self) -> LLMatcher:
+    def _warm_up(self) -> CompiledGrammar:
         return self._compile(Grammar(kind="json_object"))
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
         try:
-            tokenizer, setup = self._get_vocabulary()
+            tokenizer, spelling, setup = self._get_vocabulary()
         except CheckpointError as exc:
             raise GrammarError(f"this model does not take one: {exc}") from exc
         problem = self._child(setup).problem_of(grammar)
         if problem is not None:
             raise GrammarError(problem)
-        return compile_grammar(tokenizer, grammar)
+        return CompiledGrammar(compile_grammar(tokenizer, grammar), spelling, ends_of(grammar))
 
-    def _get_vocabulary(self) -> tuple[LLTokenizer, bytes]:
+    def _get_vocabulary(self) -> tuple[LLTokenizer, Spelling, bytes]:
         with self._lock:
             if self._vocabulary is None:
                 tokens = self._read_tokens()
                 setup = Setup(tokens, self._vocab_size, self._eos_token_ids)
                 tokenizer = make_tokenizer(tokens, self._vocab_size, self._eos_token_ids)
-                self._vocabulary = tokenizer, msgspec.msgpack.encode(setup)
+                spelling = Spelling(tokens, self._vocab_size, self._eos_token_ids)
+                self._vocabulary = tokenizer, spelling, msgspec.msgpack.encode(setup)
             return self._vocabulary
 
     def _child(self, setup: bytes) -> "_Child":
@@ -138,7 +148,7 @@ class Abandoned(Exception):
     """A grammar that was not compiled for no fault of its own."""
 
 
-def _was_accident(future: "Future[LLMatcher]") -> bool:
+def _was_accident(future: "Future[CompiledGrammar]") -> bool:
     if not future.done():
         return False
     return future.cancelled() or not isinstance(future.exception(), GrammarError | None)

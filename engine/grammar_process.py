@@ -30,7 +30,10 @@ COMPILE_S = 2.0
 _MEMORY_BYTES = 512 << 20  # of one grammar
 _STACK_BYTES = 2 << 20  # less than the engine's threads have
 _SEARCH_S = 0.3  # for the place of an error
-_SCHEMA = re.compile(r"^// (.+)\n\w+: %json (.+)$", re.MULTILINE)  # with what it belongs to
+_SHARED = ("$defs", "definitions", "x-guidance")  # what the parts of a schema need of it
+_AT_JSON = "at 1(8): "  # the place in the Lark that is written here
+# with what it belongs to, and its place there
+_SCHEMA = re.compile(r"^// (.+) (\[.*\])\n\w+: %json (.+)$", re.MULTILINE)
 _NICENESS = 10
 
 
@@ -57,16 +60,31 @@ def problem_of(tokenizer: LLTokenizer, grammar: Grammar) -> str | None:
 
 def _with_schema(tokenizer: LLTokenizer, lark: str, problem: str) -> str:
     """Find the schema of a grammar that has the problem, and say what its comment calls it."""
-    for match in _SCHEMA.finditer(lark):
-        try:
-            compile_grammar(tokenizer, Grammar(kind="json_schema", text=match[2]))
-        except GrammarError as exc:
-            return f"{match[1]}: {_with_place(tokenizer, match[2], str(exc))}"
+    for owner, place, schema_text in _SCHEMA.findall(lark):
+        found = _schema_problem(tokenizer, schema_text)
+        if found is not None:
+            return (
+                f"{owner}: {_with_place(tokenizer, schema_text, found, tuple(json.loads(place)))}"
+            )
     return problem
 
 
-def _with_place(tokenizer: LLTokenizer, schema_text: str, problem: str) -> str:
-    """Put before the problem the innermost part of the schema that has it, as OpenAI does."""
+def _schema_problem(tokenizer: LLTokenizer, schema_text: str) -> str | None:
+    """By the options that the schema has with it in a grammar."""
+    try:
+        compile_grammar(tokenizer, Grammar(kind="lark", text=f"start: %json {schema_text}"))
+    except GrammarError as exc:
+        return str(exc).removeprefix(_AT_JSON)
+    return None
+
+
+def _with_place(
+    tokenizer: LLTokenizer, schema_text: str, problem: str, path: tuple[str, ...] = ()
+) -> str:
+    """Put before the problem the innermost part of the schema that has it, as OpenAI does.
+
+    `path`: of the schema in the one that the client knows.
+    """
     try:
         schema = json.loads(schema_text)
     except (ValueError, RecursionError):
@@ -74,18 +92,15 @@ def _with_place(tokenizer: LLTokenizer, schema_text: str, problem: str) -> str:
     if not isinstance(schema, dict):
         return problem
     deadline_s = time.monotonic() + _SEARCH_S
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    path: tuple[str, ...] = ()
+    shared = {key: schema[key] for key in _SHARED if key in schema}
     found: tuple[tuple[str, ...], dict[str, Any], str] | None = ((), schema, problem)
     while found is not None:
         path, schema, problem = (*path, *found[0]), found[1], found[2]
         found = None
         for step, part in _parts(schema):
-            text = json.dumps({**shared, **part})
-            try:
-                compile_grammar(tokenizer, Grammar(kind="json_schema", text=text))
-            except GrammarError as exc:
-                found = step, part, str(exc)
+            inner = _schema_problem(tokenizer, json.dumps({**shared, **part}))
+            if inner is not None:
+                found = step, part, inner
             if found is not None or time.monotonic() > deadline_s:
                 break
     return f"In context={path!r}, {problem}"

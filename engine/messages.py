@@ -63,6 +63,8 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # the JSON schema, the regular expression, a JSON array of strings, or the Lark grammar
     text: str = ""
     thinking: Thinking | None = None  # may come first
+    # texts that end something in it, for an output that has to be completed in a hurry
+    ends: tuple[str, ...] = ()
     origin: str = ""  # where the API request has it: carried for the server's error messages
 
 

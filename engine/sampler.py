@@ -5,7 +5,7 @@ gets the same token alone and in any batch. Knows nothing of stopping, text or t
 by the model runner after each forward pass.
 
 Order: logprobs of the raw distribution; logit bias, min_tokens, penalties; then temperature, top_k,
-top_p, min_p.
+top_p, min_p. What a grammar needs to be completed in time replaces what was drawn.
 """
 
 from collections.abc import Sequence as Items
@@ -75,6 +75,7 @@ class Sampler:
         token_ids: list[int] = torch.where(
             is_usable, self._token_ids(valid, maxima, sequences), -1
         ).tolist()
+        token_ids = list(map(_vetted, token_ids, sequences))
         logprobs = self._logprobs(raw, wanting, token_ids, sequences)
         return [
             Sample(token_id if token_id >= 0 else None, logprobs.get(row))
@@ -128,3 +129,11 @@ class Sampler:
             )
             result.update(zip(rows, values, strict=True))
         return result
+
+
+def _vetted(token_id: int, sequence: Sequence) -> int:
+    """The token of a sequence, whose grammar may have to be completed: see grammar_closing.py."""
+    if token_id < 0 or sequence.grammar is None:
+        return token_id
+    num_left = sequence.sampling.max_tokens - sequence.num_output_tokens
+    return sequence.grammar.vet(token_id, num_left)

@@ -55,10 +55,14 @@ Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s<|\\/>]+
 
 
 class CalledFunction(RequestModel):
-    """A call of an earlier answer. `arguments` is JSON text, or whatever the model wrote."""
+    """A call of an earlier answer. `arguments` is JSON text, or whatever the model wrote.
+
+    `parsed_arguments`: the same again, which OpenAI's SDK puts beside it and sends back.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     arguments: str
+    parsed_arguments: object = None
 
 
 class CalledTool(RequestModel):
@@ -84,6 +88,9 @@ class Message(RequestModel):
         BeforeValidator(_null_if_empty),
     ] = None
     tool_call_id: str | None = None
+    id: str | None = None  # Qwen-Agent's name of the same
+    extra: dict[str, object] | None = None  # what Qwen-Agent notes beside it; says nothing here
+    parsed: object = None  # the content once more, which OpenAI's SDK sends back
     function_call: CalledFunction | None = None  # OpenAI's old way to call one
     reasoning_content: str | None = None  # thinking of an earlier answer, for the chat template
     reasoning: str | None = None  # vLLM's name of the same
@@ -111,7 +118,10 @@ class Message(RequestModel):
 
     @model_validator(mode="after")
     def _check_calls(self) -> "Message":
-        of_role = {"tool_calls": "assistant", "function_call": "assistant", "tool_call_id": "tool"}
+        of_role = {
+            **dict.fromkeys(("tool_calls", "function_call", "parsed"), "assistant"),
+            **dict.fromkeys(("tool_call_id", "id", "extra"), "tool"),
+        }
         for field, role in of_role.items():
             if getattr(self, field) is not None and self.role != role:
                 raise InvalidField(
@@ -125,8 +135,11 @@ class Message(RequestModel):
                 "'tool_calls' and 'function_call' cannot both be given in a message.",
                 "function_call",
             )
-        needed = {"tool": "tool_call_id", "function": "name"}.get(self.role)
-        if needed is not None and getattr(self, needed) is None:
+        needed, value = {
+            "tool": ("tool_call_id", self.result_of),
+            "function": ("name", self.name),
+        }.get(self.role, ("", ""))
+        if value is None:
             raise InvalidField(
                 "missing_required_parameter", f"Missing required parameter: '{needed}'.", needed
             )
@@ -150,6 +163,11 @@ class Message(RequestModel):
     def thinking(self) -> str | None:
         """What the assistant thought before this message's content."""
         return self.reasoning if self.reasoning_content is None else self.reasoning_content
+
+    @property
+    def result_of(self) -> str | None:
+        """The id of the call that this is the result of."""
+        return self.id if self.tool_call_id is None else self.tool_call_id
 
     @property
     def calls(self) -> list[dict[str, Any]]:

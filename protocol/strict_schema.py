@@ -6,6 +6,8 @@ not contract: clients rely on the code invalid_json_schema, and people on the pl
 
 from collections.abc import Iterator, Mapping
 
+from protocol.validation import MAX_QUOTED
+
 MAX_DEPTH = 10
 MAX_PROPERTIES = 5000
 MAX_ENUM_VALUES = 1000
@@ -71,10 +73,10 @@ def _object_problem(part: Mapping[str, object]) -> str | None:
         return _REQUIRED if properties else None
     for name in properties:
         if name not in required:
-            return f"{_REQUIRED} Missing '{name}'."
+            return f"{_REQUIRED} Missing '{_short(name)}'."
     for name in required:
-        if name not in properties:
-            return f"{_REQUIRED} Extra required key '{name}' supplied."
+        if not isinstance(name, str) or name not in properties:
+            return f"{_REQUIRED} Extra required key '{_short(name)}' supplied."
     return None
 
 
@@ -90,6 +92,10 @@ def _children(part: Mapping[str, object]) -> Iterator[tuple[Path, Mapping[str, o
     for i, child in enumerate(options if isinstance(options, list) else ()):
         if isinstance(child, Mapping):
             yield ("anyOf", str(i)), child
+
+
+def _short(value: object) -> str:
+    return str(value)[:MAX_QUOTED]
 
 
 def _mapping(value: object) -> Mapping[str, object]:

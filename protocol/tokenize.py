@@ -36,6 +36,12 @@ class TokenizeRequest(ToolFields):
                 "Setting 'prompt' and 'messages' at the same time is not supported.",
                 "messages",
             )
+        if self.prompt is not None and (self.tools or self.functions):
+            raise InvalidField(
+                "invalid_parameter_combination",
+                "Tools are told of with 'messages' only.",
+                "tools" if self.tools else "functions",
+            )
         check_tool_messages(self.messages or [])
         return self
 

@@ -96,7 +96,7 @@ def _grammar(
     )
     if not is_guided and plain is None:
         return None
-    thinking = thinking_before(prompt.token_ids, model)
+    thinking = None if prompt.is_continued else thinking_before(prompt.token_ids, model)
     if calling is not None and is_guided:
         return calling.grammar(model, thinking, request.response_format)
     assert plain is not None
@@ -110,10 +110,10 @@ def _text_options(
     assert template is not None  # encode_messages has refused the others
     return TextOptions.of(
         request,
-        thinking_of(prompt.token_ids, model),
+        None if prompt.is_continued else thinking_of(prompt.token_ids, model),
         strips_start=template.strips_answer
         and not request.continue_final_message
-        and not prompt.begun,
+        and not prompt.is_continued,
         calling=calling,
-        tool_markers=frozenset() if calling is None else calling.marker_ids(model),
+        tool_markers=frozenset() if calling is None else frozenset(calling.markers(model).values()),
     )

@@ -77,10 +77,19 @@ def _invalid_grammar(fault: Fault, grammar: Grammar) -> InvalidRequest:
         message = f"Invalid schema for {grammar.origin}: {fault.message}"
         return InvalidRequest(message, param=param, code="invalid_json_schema")
     if grammar.origin in ("tools", "functions"):
-        message = f"Invalid schema for {fault.message}"
-        return InvalidRequest(message, param=param, code="invalid_function_parameters")
+        return _invalid_tools(fault, grammar.origin)
     message = f"Invalid '{grammar.origin}': {fault.message}"
     return InvalidRequest(message, param=param, code="invalid_grammar")
+
+
+def _invalid_tools(fault: Fault, origin: str) -> InvalidRequest:
+    """A fault of one schema begins with what that is of; the others are of all tools together."""
+    message = f"Invalid schema for {fault.message}"
+    if fault.message.startswith("response_format:"):
+        return InvalidRequest(message, param="response_format", code="invalid_json_schema")
+    if not fault.message.startswith("function '"):
+        message = f"Invalid '{origin}': {fault.message}"
+    return InvalidRequest(message, param=origin, code="invalid_function_parameters")
 
 
 def from_engine_error(error: EngineError) -> ApiError:

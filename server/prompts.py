@@ -11,7 +11,7 @@ from typing import Any
 
 from protocol.chat_messages import Message
 from protocol.errors import InvalidRequest, NotFound
-from protocol.prompt import TemplateError
+from protocol.prompt import ChatTemplate, TemplateError
 from protocol.tools.conversation import has_tool_messages
 from protocol.tools.request import ToolUse
 from protocol.tools.teaching import teach
@@ -27,10 +27,16 @@ _TEMPLATE_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`begun`: what its last line already has of an answer that the model goes on with."""
+    """What a conversation becomes.
+
+    Attributes:
+        begun: what its last line already has of an answer with tools, for the parser.
+        is_continued: it ends in an answer of before, not in a new one; the model does not think.
+    """
 
     token_ids: list[int]
     begun: str = ""
+    is_continued: bool = False
 
 
 def encode_messages(
@@ -58,17 +64,18 @@ def encode_messages(
         )
     told = [template_message(message) for message in messages]
     tools = None
-    begun = ""
+    begun, is_continued = "", False
     try:
         if model.tools.is_told:
-            told = [_with_parsed_arguments(message) for message in told]
+            if isinstance(model.chat_template, ChatTemplate):  # built-in formats take the text
+                told = [_with_parsed_arguments(message) for message in told]
             tools = [tool.definition for tool in tool_use.tools] if tool_use else None
         elif tool_use is not None or has_tool_messages(told):
             taught = teach(model.tools.format, told, tool_use)
             told = taught.messages
-            if taught.continues:
+            begun, is_continued = taught.begun, taught.continues
+            if is_continued:
                 add_generation_prompt, continue_final_message = False, True
-                begun = taught.begun
         token_ids = model.chat_template.encode(
             told,
             tools=tools,
@@ -78,7 +85,12 @@ def encode_messages(
         )
     except TemplateError as exc:
         raise InvalidRequest(str(exc), param="messages", code="invalid_value") from exc
-    return Prompt(token_ids, begun)
+    except RecursionError as exc:
+        raise InvalidRequest(
+            "The schemas of the tools or the arguments of earlier calls are nested too deeply.",
+            code="invalid_value",
+        ) from exc
+    return Prompt(token_ids, begun, is_continued)
 
 
 def encode_prompt(
@@ -112,7 +124,7 @@ def template_message(message: Message) -> dict[str, Any]:
         "name": message.name,
         "reasoning_content": message.thinking,
         "tool_calls": message.calls or None,
-        "tool_call_id": message.tool_call_id,
+        "tool_call_id": message.result_of,
     }
     given = {field: value for field, value in optional.items() if value is not None}
     return {"role": role, "content": message.text, **given}
@@ -131,7 +143,10 @@ def check_token_ids(token_ids: Sequence[int], model: ServedModel, param: str) ->
 
 
 def _with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    """Templates write arguments as JSON; what is no JSON object stays the text that it is."""
+    """Templates write arguments as JSON; what is no JSON object stays the text that it is.
+
+    So does JSON with half a character, which no template could write out.
+    """
     if "tool_calls" not in message:
         return message
     calls = [
@@ -145,6 +160,7 @@ def _parsed(call: Mapping[str, Any]) -> object:
     text = call["function"]["arguments"]
     try:
         parsed = json.loads(text)
+        json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return text
     return parsed if isinstance(parsed, dict) else text

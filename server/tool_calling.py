@@ -75,12 +75,11 @@ class ToolCalling:
             for path in schema.unenforced
         ]
 
-    def marker_ids(self, model: ServedModel) -> frozenset[int]:
-        """Control tokens whose text the parser has to see."""
+    def markers(self, model: ServedModel) -> dict[str, int]:
+        """The control tokens whose text the parser has to see."""
         special = model.tokenizer.special_tokens
-        return frozenset(
-            special[marker] for marker in FORMATS[self.format].markers if marker in special
-        )
+        wanted = FORMATS[self.format].markers
+        return {marker: special[marker] for marker in wanted if marker in special}
 
     def parser(self) -> ToolCallParser:
         """A fresh one, for one choice."""
@@ -113,11 +112,7 @@ class ToolCalling:
             allows_parallel=self.use.allows_parallel,
             content_schema=_content_schema(response_format),
             thinking_opening=opening,
-            special_tokens={
-                marker: model.tokenizer.special_tokens[marker]
-                for marker in FORMATS[self.format].markers
-                if marker in model.tokenizer.special_tokens
-            },
+            special_tokens=self.markers(model),
             continues_line=bool(self.begun),
         )
         try:
@@ -126,7 +121,13 @@ class ToolCalling:
             raise InvalidRequest(
                 str(exc), param=self.origin, code="invalid_function_parameters"
             ) from exc
-        return Grammar(kind="lark", text=text, thinking=thinking, origin=self.origin)
+        return Grammar(
+            kind="lark",
+            text=text,
+            thinking=thinking,
+            ends=FORMATS[self.format].ends,
+            origin=self.origin,
+        )
 
 
 def _content_schema(response_format: ResponseFormat | None) -> dict[str, Any] | None:

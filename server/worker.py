@@ -23,7 +23,7 @@ from engine.ipc import IpcClient
 from protocol.tools.formats import ToolFormat
 from server.app import create_app
 from server.config import ServeConfig
-from server.logging import configure
+from server.logging import configure, get_logger
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
 from server.starting_gate import StartingGate
@@ -31,6 +31,8 @@ from server.state import AppState
 
 DRAIN_S = 30  # how long running requests may go on once the worker is told to stop
 _KEEP_ALIVE_S = 60
+
+_log = get_logger(__name__)
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,7 @@ async def load_app(options: WorkerOptions, gate: StartingGate, resources: AsyncE
         chosen = config.server.tool_format
         tool_format = None if chosen == "auto" else ToolFormat(chosen)
         text = await asyncio.to_thread(ModelText.of, checkpoint, tool_format)
+        _log.info("tools", format=text.tools.format.value, is_told_by_template=text.tools.is_told)
         info = await starting
     finally:
         starting.cancel()

@@ -54,7 +54,7 @@ class AnswerRules:
         tools: at least one.
         is_required: nothing but calls.
         allows_parallel: more than one call.
-        content_schema: of an answer that calls nothing; None: any text.
+        content_schema: of an answer that calls nothing (json_answers.py reads it); None: any text.
         thinking_opening: text with which thinking may begin before the answer, which the grammar
             around this one reads; None where it cannot.
         special_tokens: ids of the texts that are control tokens of the model.
@@ -80,15 +80,16 @@ class CallSyntax:
 
     Attributes:
         begin: text with which every call begins; "" where a call is known by its place only.
+            Free text cannot have it, be it a control token or spelled out.
         separator: text between two calls; None where an answer has one at most.
         endings: texts, one of which may follow the last call; generation stops at them.
-        lead: Lark of what may come before the first of the calls that are required.
+        lead: Lark of what may come before the first call where there is no free text.
         found: regular expressions at the end of which, in free text, a call has begun; by default
             the one of `begin`.
         answered: the same, at the end of which no call can begin any more.
         excluded: a regular expression that free text does not match.
         joint: a control token that may part free text from a call.
-        unmarked: where in free text a call may have begun without `begin`.
+        unmarked: how a line may begin that is a call without `begin`.
     """
 
     begin: str
@@ -103,11 +104,13 @@ class CallSyntax:
 
 
 class FindUnmarked(Protocol):
-    """Gives regular expressions at the end of which a call has begun, each with the Lark of what
-    follows; may add rules to `lark`.
+    """Gives regular expressions of the beginning of a line, each with the Lark of what follows: a
+    call, or the rule `text`, which is free text from inside of a line. May add rules to `lark`.
     """
 
-    def __call__(self, lark: "Lark", rules: AnswerRules) -> Iterable[tuple[str, str]]: ...
+    def __call__(
+        self, lark: "Lark", rules: AnswerRules, text: str
+    ) -> Iterable[tuple[str, str]]: ...
 
 
 class WriteCall(Protocol):
@@ -121,6 +124,7 @@ class Lark:
 
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
         self._lines: list[str] = []
+        self._shared: set[str] = set()
         self._special_tokens = special_tokens
         alternatives = sorted(map(re.escape, special_tokens), key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(alternatives)})" if alternatives else "(?!)")
@@ -130,22 +134,41 @@ class Lark:
         self._lines.append(f"{name}: {body}")
         return name.partition("[")[0]
 
+    def shared(self, name: str, body: str) -> str:
+        """Add a rule or a terminal if it is not there; returns its name."""
+        if name not in self._shared:
+            self._shared.add(name)
+            self.rule(name, body)
+        return name
+
     def json(
-        self, name: str, schema: object, tool: CallableTool | None, *, is_compact: bool = True
+        self,
+        name: str,
+        schema: object,
+        tool: CallableTool | None,
+        place: Sequence[str] = (),
+        *,
+        is_compact: bool = True,
     ) -> str:
-        """Add a rule for JSON by a schema that is `tool`'s, or by that of the content."""
+        """Add a rule for JSON by a schema that is at `place` in that of `tool`, or is that of the
+        content.
+        """
         options = _COMPACT if is_compact else _INDENTED
         if tool is not None and not tool.tool.strict:
             options = {**options, "coerce_one_of": True}
         whole = {**schema, "x-guidance": options} if isinstance(schema, Mapping) else schema
-        # what an error of the schema is told of: engine/grammar_process.py looks for it
-        self._lines.append("// response_format" if tool is None else f"// function '{tool.name}'")
-        return self.rule(name, f"%json {json.dumps(whole)}")
+        # where an error of the schema is: engine/grammar_process.py looks for it
+        owner = "response_format" if tool is None else f"function '{tool.name}'"
+        self._lines.append(f"// {owner} {json.dumps(place)}")
+        return self.rule(name, f"%json {json.dumps(whole, separators=(',', ':'))}")
 
     def arguments(self, tool: CallableTool, number: int, *, is_compact: bool = True) -> str:
-        """Add the rule for a tool's arguments as a JSON object."""
+        """Add the rule for a tool's arguments as a JSON object, if it is not there."""
         name = f"arguments_{number}" if is_compact else f"indented_{number}"
-        return self.json(name, tool.schema, tool, is_compact=is_compact)
+        if name not in self._shared:
+            self._shared.add(name)
+            self.json(name, tool.schema, tool, is_compact=is_compact)
+        return name
 
     def text(self, text: str) -> str:
         """The Lark of a text, in which control tokens are themselves."""
@@ -184,7 +207,7 @@ def answer_grammar(rules: AnswerRules, syntax: CallSyntax, write_call: WriteCall
         lark.rule("start", f"{syntax.lead} {begin} {behind}")
     elif rules.content_schema is not None:
         content = lark.json("content", rules.content_schema, None, is_compact=False)
-        lark.rule("start", f"{content} | {begin} {behind}")
+        lark.rule("start", f"{content} | {syntax.lead} {begin} {behind}")
     else:
         lark.rule("start", " | ".join(_with_free_text(lark, rules, syntax, behind)))
     ways = [f"call_{i}" for i in range(len(rules.tools))]
@@ -204,17 +227,29 @@ def _with_free_text(
     not_excluded = f" & ~/{syntax.excluded}/" if syntax.excluded else ""
     yield lark.rule("TEXT", f"/{ANYTHING}/{no_thinking}{not_excluded}")
     found = syntax.found
-    if not found and syntax.begin and syntax.begin not in rules.special_tokens:
+    if not found and syntax.begin:
         found = [ANYTHING + pattern(syntax.begin)]
+    if not found:
+        yield behind
+    parting = syntax.joint or syntax.begin
+    parted = ""
+    if parting.startswith(tuple(rules.special_tokens)):
+        parted = f"{lark.text(parting)} {behind}"
+        yield f"TEXT {parted}"
     ends = [(expression, behind) for expression in found]
     ends += [(expression, "ANY") for expression in syntax.answered]
-    ends += [] if syntax.unmarked is None else syntax.unmarked(lark, rules)
+    unmarked = [] if syntax.unmarked is None else list(syntax.unmarked(lark, rules, "text"))
+    if unmarked:
+        inside = ends + [(rf"{ANYTHING}\n{line}", following) for line, following in unmarked]
+        rest = ["ANY", *([f"ANY {parted}"] if parted else []), *_found(lark, "inside", inside, "")]
+        lark.rule("text", " | ".join(rest))
+    ends += [(rf"({ANYTHING}\n)?{line}", following) for line, following in unmarked]
+    yield from _found(lark, "found", ends, no_thinking)
+
+
+def _found(lark: Lark, name: str, ends: Iterable[tuple[str, str]], but: str) -> Iterator[str]:
+    """Text up to each of some ends, with what follows."""
     for i, (expression, following) in enumerate(ends):
-        lark.rule(f"FOUND_{i}", f"/{expression}/{no_thinking}")
+        lark.rule(f"{name.upper()}_{i}", f"/{expression}/{but}")
         # lazy: it ends as soon as it matches, and then no other reading is left
-        yield f"{lark.rule(f'found_{i}[lazy]', f'FOUND_{i}')} {following}"
-    if not found:
-        yield f"{lark.text(syntax.begin)} {behind}"
-    parting = syntax.joint or syntax.begin
-    if parting in rules.special_tokens:
-        yield f"TEXT {lark.text(parting)} {behind}"
+        yield f"{lark.rule(f'{name}_{i}[lazy]', f'{name.upper()}_{i}')} {following}"

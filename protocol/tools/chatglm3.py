@@ -11,6 +11,7 @@ Source: process_response in modeling_chatglm.py of THUDM/chatglm3-6b, which runs
 import ast
 import json
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,6 +21,7 @@ from protocol.tools.incremental import IncrementalParser, Steps
 
 _ROLE = "<|assistant|>"
 _FENCE = "```"
+_BLANKS = " \t\r"
 _MAX_DEPTH = 100  # of brackets that are parsed; Python's parser has a limit too
 _NAMES = {"true": True, "false": False, "null": None}
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -63,15 +65,14 @@ class ChatGLM3Parser(IncrementalParser):
         while (character := (yield from self._peek())) and character != "\n":
             self._position += 1
             line += character
-            if not any(name.startswith(line.rstrip()) for name in self._names):
+            if not any(name.startswith(line.rstrip(_BLANKS)) for name in self._names):
                 return None
-        name = line.rstrip()
+        name = line.rstrip(_BLANKS)
         if name not in self._names:
             return None
         yield from self._skip()
         if (yield from self._read(_FENCE)):
-            while (yield from self._peek()).isalnum():  # the language
-                self._position += 1
+            yield from self._skip_language()
             yield from self._skip()
         return name if (yield from self._read("tool_call(")) else None
 
@@ -144,12 +145,21 @@ def _read_argument(argument: str) -> dict[str, object]:
 def _read_value(text: str) -> object:
     """JSON, or else a literal of Python; its strings have other escapes than those of JSON."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_number, parse_constant=_refuse)
     except ValueError:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings that Python does not know
             node = ast.parse(text.strip(), mode="eval")
         return ast.literal_eval(_JsonNames().visit(node))
+
+
+def _number(text: str) -> float:
+    """The largest of Python's for one that it has not: JSON has no infinity to say."""
+    return max(-sys.float_info.max, min(float(text), sys.float_info.max))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 class _JsonNames(ast.NodeTransformer):

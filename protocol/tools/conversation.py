@@ -16,7 +16,7 @@ class Turn(Protocol):
     def role(self) -> str: ...
 
     @property
-    def tool_call_id(self) -> str | None: ...
+    def result_of(self) -> str | None: ...
 
     @property
     def calls(self) -> list[dict[str, Any]]: ...
@@ -38,15 +38,15 @@ def check_tool_messages(messages: Sequence[Turn]) -> None:
                     "preceding message with 'tool_calls'.",
                     f"messages[{i}].role",
                 )
-            if message.tool_call_id not in open_ids:
+            if message.result_of not in open_ids:
                 raise InvalidField(
                     "invalid_value",
                     f"Invalid parameter: 'tool_call_id' of "
-                    f"'{(message.tool_call_id or '')[:MAX_QUOTED]}' is not a call of the message "
+                    f"'{(message.result_of or '')[:MAX_QUOTED]}' is not a call of the message "
                     "before that has no response yet.",
                     f"messages[{i}].tool_call_id",
                 )
-            open_ids.remove(message.tool_call_id)
+            open_ids.remove(message.result_of)
             continue
         _check_answered(open_ids)
         open_ids = [call["id"] for call in message.calls if "id" in call]

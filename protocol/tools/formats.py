@@ -44,12 +44,14 @@ class FormatParts:
     Attributes:
         parser: a fresh one for each choice.
         grammar: the Lark of an answer; raises UnsupportedSchema.
+        ends: texts that end something in the grammar that brackets and quotes do not.
         stops: stop strings: behind them a model without a result makes one up.
         markers: control tokens of some models that the parser reads as text.
     """
 
     parser: _MakeParser
     grammar: Callable[[AnswerRules], str]
+    ends: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
 
@@ -59,7 +61,10 @@ FORMATS: Mapping[ToolFormat, FormatParts] = {
         HermesParser, hermes_grammar, markers=("<tool_call>", "</tool_call>")
     ),
     ToolFormat.QWEN3_CODER: FormatParts(
-        Qwen3CoderParser, qwen3_coder_grammar, markers=("<tool_call>", "</tool_call>")
+        Qwen3CoderParser,
+        qwen3_coder_grammar,
+        ends=("\n</parameter>\n",),
+        markers=("<tool_call>", "</tool_call>"),
     ),
     ToolFormat.CHATGLM3: FormatParts(ChatGLM3Parser, chatglm3_grammar, markers=("<|assistant|>",)),
     ToolFormat.LLAMA3: FormatParts(Llama3Parser, llama3_grammar, markers=("<|python_tag|>",)),
@@ -67,7 +72,7 @@ FORMATS: Mapping[ToolFormat, FormatParts] = {
         QwenAgentParser, qwen_agent_grammar, stops=("✿RESULT✿", "✿RETURN✿")
     ),
     ToolFormat.REACT: FormatParts(
-        ReactParser, react_grammar, stops=("\nObservation:", "\nObservation：")
+        ReactParser, react_grammar, ends=("\n",), stops=("\nObservation:", "\nObservation：")
     ),
 }
 

@@ -73,14 +73,32 @@ class HermesParser(JsonCallParser):
             elif self._is_ended:
                 self._drop_cut_closing()
             yield from self._skip()
+        yield from self._drop_last_closing()
         self._closings = (CLOSING,)  # which some write all the same
         return True
 
+    def _drop_last_closing(self) -> Steps[None]:
+        """Read what would close another opening than the call has, where it ends the text."""
+        offset = self._position - self._start
+        yield from self._read("]")
+        yield from self._skip()
+        for closing in (FENCE, *(f"</{tag}>" for tag in OTHER_TAGS)):
+            if (yield from self._read(closing)):
+                break
+        yield from self._skip()
+        if (yield from self._peek()):
+            self._position = self._start + offset
+        else:
+            self._drop()
+
     def _read_opening(self) -> Steps[str]:
         """Read what may stand in place of the opening marker; what closes it, "" if nothing."""
-        if (yield from self._read(FENCE)):
-            while (yield from self._peek()).isalnum():  # the language
-                self._position += 1
+        is_fenced = False
+        while (yield from self._read(FENCE)):  # a second where the first closes what has none open
+            is_fenced = True
+            yield from self._skip_language()
+            yield from self._skip()
+        if is_fenced:
             return FENCE
         for tag in OTHER_TAGS:
             if (yield from self._read(f"<{tag}>")):

@@ -1,9 +1,9 @@
 """The grammar of Hermes calls (hermes.py reads them), with markers and without."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from protocol.tools.answer_grammar import (
-    ANYTHING,
     AnswerRules,
     CallableTool,
     CallSyntax,
@@ -14,8 +14,9 @@ from protocol.tools.answer_grammar import (
 )
 from protocol.tools.hermes import CLOSING, FENCE, OPENING, OTHER_TAGS
 
+_ANY_SPACE = r"[ \t\r\n]*"  # where the text may still be anything else
 _SPACE = r"[ \t\r\n]{0,20}"
-_FENCE_BEGIN = rf"{pattern(FENCE)}[a-zA-Z0-9]{{0,20}}"
+_FENCE_BEGIN = rf"{pattern(FENCE)}[a-zA-Z0-9]*"
 
 
 def hermes_grammar(rules: AnswerRules) -> str:
@@ -25,37 +26,49 @@ def hermes_grammar(rules: AnswerRules) -> str:
     tool is a call as well.
     """
     syntax = CallSyntax(begin=OPENING, separator="\n", unmarked=_unmarked)
-    return answer_grammar(rules, syntax, _write_call)
+    # one rule for the arguments of both, or 128 tools are too much to compile
+    is_compact = rules.is_required or rules.content_schema is not None
+    return answer_grammar(rules, syntax, partial(_write_call, is_compact=is_compact))
 
 
-def _write_call(lark: Lark, tool: CallableTool, number: int) -> str:
+def _write_call(lark: Lark, tool: CallableTool, number: int, *, is_compact: bool) -> str:
     head = lark.text(f'\n{{"name": "{tool.name}", "arguments": ')
-    tail = lark.text(f"}}\n{CLOSING}")
-    return f"{head} {lark.arguments(tool, number)} {tail}"
+    arguments = lark.arguments(tool, number, is_compact=is_compact)
+    return f"{head} {arguments} {lark.text(f'}}{chr(10)}{CLOSING}')}"
 
 
-def _unmarked(lark: Lark, rules: AnswerRules) -> Iterator[tuple[str, str]]:
-    """Up to the tool's name the text may still be anything else; behind it, it is a call."""
+def _unmarked(lark: Lark, rules: AnswerRules, text: str) -> Iterator[tuple[str, str]]:
+    """Up to the end of a tool's name the text may still be anything else; then it is a call."""
     tags = "|".join(map(pattern, OTHER_TAGS))
-    opening = rf"({_FENCE_BEGIN}|<({tags})>)?"
+    opening = rf"(({_FENCE_BEGIN}{_ANY_SPACE})*|<({tags})>)"
     closing = rf"({pattern(FENCE)}|<\/({tags})>)"
-    # between two calls a fence may close and another open
-    between = (
-        rf"{_SPACE}({pattern(FENCE)}{_SPACE})?(,{_SPACE})?({_FENCE_BEGIN}{_SPACE})?\{{{_SPACE}"
-    )
-    lark.rule("BETWEEN", f"/{between}/")
+    # A comma, or a fence that closes and another that opens. A line break alone is not enough: weak
+    # models go on with made-up results, and would be driven from there to call after call.
+    fences = rf"{pattern(FENCE)}{_SPACE}{_FENCE_BEGIN}{_SPACE}"
+    between = rf"{_SPACE}(,{_SPACE}|{fences})\{{{_SPACE}"
+    lark.rule("BETWEEN", f'/{between}"name"{_SPACE}:{_SPACE}/')
     lark.rule("CLOSING", rf"/({_SPACE}\])?{_SPACE}{closing}|{_SPACE}\]/")
-    lark.rule("COLON", f"/{_SPACE}:{_SPACE}/")
     lark.rule("TO_ARGUMENTS", rf'/{_SPACE},{_SPACE}"arguments"{_SPACE}:{_SPACE}/')
     lark.rule("END", rf"/{_SPACE}\}}/")
     for i, tool in enumerate(rules.tools):
-        arguments = lark.arguments(tool, i, is_compact=False)
-        lark.rule(f"unmarked_{i}", f"TO_ARGUMENTS {arguments} END")
-        lark.rule(f"another_{i}", f"{literal(f'{chr(34)}{tool.name}{chr(34)}')} unmarked_{i}")
-    others = " | ".join(f"another_{i}" for i in range(len(rules.tools)))
-    more = rules.more(f"BETWEEN {literal(chr(34) + 'name' + chr(34))} COLON ({others})")
-    behind = f"{more} CLOSING?"
-    begin = rf"({ANYTHING}\n)?[ \t\r\n]*{opening}[ \t\r\n]*\[?[ \t\r\n]*\{{[ \t\r\n]*"
+        lark.rule(f"unmarked_{i}", f"TO_ARGUMENTS {lark.arguments(tool, i, is_compact=False)} END")
+    lark.rule("another", " | ".join(_named(rules, '"', '"')))
+    lark.rule("others", f"{rules.more('BETWEEN another')} CLOSING?")
+    bracket = rf"{_ANY_SPACE}\[?{_ANY_SPACE}\{{{_ANY_SPACE}"
+    for kind, quote in ("double", '"'), ("single", "'"):
+        ways = [
+            # lazy: no text goes on behind it
+            lark.rule(
+                f"{kind}_{i}[lazy]", lark.rule(f"{kind}_{i}".upper(), literal(tool.name + quote))
+            )
+            for i, tool in enumerate(rules.tools)
+        ]
+        calls = [f"{name} unmarked_{i} others" for i, name in enumerate(ways)]
+        lark.rule(kind, " | ".join([*calls, text]))
+        key = rf"(\"name\"|'name'){_ANY_SPACE}:{_ANY_SPACE}{pattern(quote)}"
+        yield f"{_ANY_SPACE}{opening}{bracket}{key}", kind
+
+
+def _named(rules: AnswerRules, before: str, after: str) -> Iterator[str]:
     for i, tool in enumerate(rules.tools):
-        name = rf'"name"[ \t\r\n]*:[ \t\r\n]*"{pattern(tool.name)}"'
-        yield f"{begin}{name}", f"unmarked_{i} {behind}"
+        yield f"{literal(before + tool.name + after)} unmarked_{i}"

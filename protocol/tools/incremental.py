@@ -94,6 +94,11 @@ class IncrementalParser(ABC):
         while (character := (yield from self._peek())) and character in characters:
             self._position += 1
 
+    def _skip_language(self) -> Steps[None]:
+        """What may stand behind a code fence."""
+        while (character := (yield from self._peek())).isalnum() and character.isascii():
+            self._position += 1
+
     def _text_until(self, *markers: str, settle: Callable[[int], None] | None = None) -> Steps[str]:
         """Read to the first marker and over it; "" when the text ends before.
 

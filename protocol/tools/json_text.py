@@ -31,6 +31,10 @@ class JsonText:
         self._is_escaped = False
         self._held = ""  # a comma with the space behind it, or the beginning of a literal
 
+    @property
+    def is_in_string(self) -> bool:
+        return bool(self._quote)
+
     def read(self, text: str, start: int, *, is_final: bool) -> tuple[str, int]:
         """The JSON that is certain of `text` from `start`, and where reading has to go on."""
         pieces = []

@@ -32,8 +32,7 @@ class LabelledCallParser(IncrementalParser):
         yield from self._skip()
         is_fenced = yield from self._read(_FENCE)
         if is_fenced:
-            while (yield from self._peek()).isalnum():  # the language
-                self._position += 1
+            yield from self._skip_language()
             yield from self._skip()
         if (yield from self._peek()) != "{":
             self._position = self._start  # a fence around anything else is part of it

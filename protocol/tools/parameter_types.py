@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 _MAX_DEPTH = 8  # of references and alternatives; deeper ones, as those in a circle, say nothing
 
@@ -18,14 +19,22 @@ JSON_TYPES: Mapping[type, frozenset[str]] = {
 
 def parameter_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
     """Types of the argument `name`; empty where the schema does not say."""
-    properties = schema.get("properties")
-    found = properties.get(name) if isinstance(properties, Mapping) else None
-    return frozenset(_types(found, schema, _MAX_DEPTH))
+    whole = resolve(schema, schema) or {}
+    properties = whole.get("properties")
+    named = properties if isinstance(properties, Mapping) else {}
+    return types_of(named.get(name, whole.get("additionalProperties")), schema)
 
 
-def _types(schema: object, root: Mapping[str, Any], depth: int) -> Iterator[str]:
-    if not isinstance(schema, Mapping) or depth == 0:
+def types_of(part: object, root: Mapping[str, Any]) -> frozenset[str]:
+    """Types that a part of `root` allows; empty where it does not say."""
+    return frozenset(_types(part, root, _MAX_DEPTH, set()))
+
+
+def _types(schema: object, root: Mapping[str, Any], depth: int, seen: set[int]) -> Iterator[str]:
+    """`seen`: ids of the schemas that were asked, or alternatives in a circle take for ever."""
+    if not isinstance(schema, Mapping) or depth == 0 or id(schema) in seen:
         return
+    seen.add(id(schema))
     given = schema.get("type")
     yield from (item for item in _listed(given) if isinstance(item, str))
     if given is None:
@@ -34,9 +43,9 @@ def _types(schema: object, root: Mapping[str, Any], depth: int) -> Iterator[str]
             yield from JSON_TYPES.get(type(constant), ())
     for key in ("anyOf", "oneOf", "allOf"):
         for alternative in _listed(schema.get(key)):
-            yield from _types(alternative, root, depth - 1)
+            yield from _types(alternative, root, depth - 1, seen)
     if isinstance(reference := schema.get("$ref"), str):
-        yield from _types(_referred(reference, root), root, depth - 1)
+        yield from _types(referred(reference, root), root, depth - 1, seen)
 
 
 def resolve(part: object, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -47,7 +56,7 @@ def resolve(part: object, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
         reference = part.get("$ref")
         if not isinstance(reference, str):
             return part
-        part = _referred(reference, root)
+        part = referred(reference, root)
     return None
 
 
@@ -57,9 +66,13 @@ def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _referred(reference: str, root: Mapping[str, Any]) -> object:
-    """What a reference inside the schema means, None for any other."""
+def referred(reference: str, root: Mapping[str, Any]) -> object:
+    """What a reference inside the schema means, None for one that leads nowhere or elsewhere."""
     place: object = root
-    for key in reference.removeprefix("#/").split("/"):
-        place = place.get(key) if isinstance(place, Mapping) else None
-    return place
+    for step in reference.split("/")[1:]:
+        key = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(place, list):
+            place = place[int(key)] if key.isdecimal() and int(key) < len(place) else None
+        else:
+            place = place.get(key) if isinstance(place, Mapping) else None
+    return place if reference.startswith("#") else None

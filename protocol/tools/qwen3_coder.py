@@ -17,7 +17,7 @@ from typing import Any
 
 from protocol.tools.calls import Tool
 from protocol.tools.incremental import IncrementalParser, Steps
-from protocol.tools.json_text import to_json
+from protocol.tools.json_text import JsonText, to_json
 from protocol.tools.parameter_types import JSON_TYPES, parameter_types
 
 _OPENING, _CLOSING = "<tool_call>", "</tool_call>"
@@ -31,7 +31,8 @@ class Qwen3CoderParser(IncrementalParser):
 
     A value is a string where the schema says so, and passed on as it comes. Any other is passed on
     once it is complete: as JSON if it is of a type that the schema allows, else as a string. One
-    line break at either end of a value belongs to its markers. <tool_call> may be missing, which
+    line break at either end of a value belongs to its markers; without it, none of them is in a
+    string of JSON. <tool_call> may be missing, which
     the model forgets at times, and so may every closing marker but </parameter>.
     """
 
@@ -105,12 +106,20 @@ class Qwen3CoderParser(IncrementalParser):
                 self._arguments('"')
             return
         pieces: list[str] = []
-        is_complete = yield from self._value_until_end(pieces.append)
+        marker = yield from self._value_until_end(pieces.append)
+        if "".join(pieces).lstrip()[:1] in ("[", "{"):
+            json_text = JsonText()
+            json_text.read("".join(pieces).lstrip(), 0, is_final=False)
+            while marker == _PARAMETER_END and json_text.is_in_string:  # which has no line breaks
+                num_read = len(pieces)
+                pieces.append(marker)
+                marker = yield from self._value_until_end(pieces.append)
+                json_text.read("".join(pieces[num_read:]), 0, is_final=False)
         value = "".join(pieces)
-        self._arguments(_converted(value, types) if is_complete else value)
+        self._arguments(converted(value, types) if marker else value)
 
-    def _value_until_end(self, emit: Callable[[str], None]) -> Steps[bool]:
-        """Read a value and its closing marker; False if the text ends before."""
+    def _value_until_end(self, emit: Callable[[str], None]) -> Steps[str]:
+        """Read a value and its closing marker, which is "" if the text ends before."""
 
         def settle(end: int) -> None:
             text = self._text[self._start : end]
@@ -119,7 +128,7 @@ class Qwen3CoderParser(IncrementalParser):
 
         marker = yield from self._text_until(f"\n{_PARAMETER_END}", _PARAMETER_END, settle=settle)
         self._drop()
-        return bool(marker)
+        return marker
 
 
 def _quoted(text: str) -> str:
@@ -131,8 +140,8 @@ def _escaped(text: str) -> str:
     return _quoted(text)[1:-1]
 
 
-def _converted(value: str, types: frozenset[str]) -> str:
-    """`value` as JSON of one of `types`, of any type if there are none."""
+def converted(value: str, types: frozenset[str]) -> str:
+    """A value that has not to be a string, as JSON of one of `types`, of any if there are none."""
     text = value.strip()
     for candidate in (text, to_json(text)):
         try:

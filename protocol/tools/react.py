@@ -24,11 +24,10 @@ from protocol.tools.labelled import LabelledCallParser
 _THOUGHT, _ACTION, _INPUT = "thought", "action", "action input"
 _OBSERVATION, _ANSWER = "observation", "final answer"
 _LABELS = (_THOUGHT, _INPUT, _ACTION, _OBSERVATION, _ANSWER)
-_LABEL = re.compile(rf"({'|'.join(_LABELS)})[ \t]*[:：]", re.IGNORECASE)
+_CASE = re.IGNORECASE | re.ASCII  # a dotless i is none; the grammar has to mean the same
+_LABEL = re.compile(rf"({'|'.join(_LABELS)})[ \t]*[:：]", _CASE)
 _BEGINNINGS = {label[:length] for label in _LABELS for length in range(len(label))}
-_LABEL_BEGUN = re.compile(
-    rf"(?:{'|'.join(_BEGINNINGS)}|(?:{'|'.join(_LABELS)})[ \t]*)\Z", re.IGNORECASE
-)
+_LABEL_BEGUN = re.compile(rf"(?:{'|'.join(_BEGINNINGS)}|(?:{'|'.join(_LABELS)})[ \t]*)\Z", _CASE)
 _MAX_THOUGHT = 500  # characters before a call that is required: weak models find no end
 _ENDS = ("\nObservation:", "\nObservation：", "\nAction:", "\nAction：")
 
@@ -118,15 +117,21 @@ def react_grammar(rules: AnswerRules) -> str:
     one call in an answer: the format goes on with its result.
     """
     line = rf"{ANYTHING}\n[ \t\r\n]*" if rules.continues_line else rf"({ANYTHING}\n)?[ \t\r\n]*"
-    thought = rf"/[^\n]{{1,{_MAX_THOUGHT}}}\n/"
+    # what begins as JSON is an answer where that has to be JSON
+    first = r"[^\n]" if rules.content_schema is None else r"[^\s{\[\"]"
+    thought = rf"/ ?{first}[^\n]{{0,{_MAX_THOUGHT}}}\n/"
     syntax = CallSyntax(
         begin="Action:",
         separator=None,
         lead=thought if rules.continues_line else f'("Thought:" {thought})?',
-        found=[rf"{line}(?i:action)[ \t]*[:：]"],
-        answered=[rf"{line}(?i:final answer)[ \t]*[:：]"],
+        found=[rf"{line}{_in_any_case(_ACTION)}[ \t]*[:：]"],
+        answered=[rf"{line}{_in_any_case(_ANSWER)}[ \t]*[:：]"],
     )
     return answer_grammar(rules, syntax, _write_call)
+
+
+def _in_any_case(label: str) -> str:
+    return "".join(f"[{char}{char.upper()}]" for char in label)
 
 
 def _write_call(lark: Lark, tool: CallableTool, number: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from protocol.strict_schema import strict_problem
 from protocol.tools.calls import Tool
+from protocol.tools.schema_parts import are_apart
+from protocol.validation import MAX_QUOTED
 
 NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
@@ -37,6 +39,8 @@ _SINGLE = frozenset({"items", "additionalProperties"})
 
 # Where one of them describes the same object, more properties may be allowed than it names itself.
 _OPEN = frozenset({"anyOf", "oneOf", "allOf", "$ref", "patternProperties", "additionalProperties"})
+_ELSEWHERE = frozenset({"anyOf", "oneOf", "$ref"})  # says it in another part
+_OF_OBJECTS = frozenset({"properties", "required", "additionalProperties", "patternProperties"})
 
 
 def schema_problem(tool: Tool) -> str | None:
@@ -44,7 +48,8 @@ def schema_problem(tool: Tool) -> str | None:
     schema = tool.parameters
     kind = schema.get("type", "object")
     if kind != "object":
-        return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{kind}\"'."
+        short = str(kind)[:MAX_QUOTED]
+        return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{short}\"'."
     return strict_problem(schema) if tool.strict else None
 
 
@@ -62,29 +67,35 @@ def grammar_schema(tool: Tool) -> GrammarSchema:
     An object that does not say whether it may have further properties may have none: what a model
     makes up there is of no use. A text that is valid then is valid for the original.
     """
-    walk = _Walk(tool.strict, closes="allOf" not in _keys(tool.parameters, 0))
-    schema = walk.read(tool.parameters or NO_PARAMETERS, "", 0)
+    parameters = tool.parameters
+    if not tool.strict and not parameters.keys() & (_OPEN | {"properties"}):
+        parameters = {**parameters, **NO_PARAMETERS}
+    walk = _Walk(parameters, tool.strict)
+    schema = walk.read(parameters, "", 0)
     assert isinstance(schema, dict)
     return GrammarSchema({"type": "object", **schema}, tuple(walk.unenforced))
 
 
-def _keys(value: object, depth: int) -> frozenset[str]:
+def _has_combined(value: object, depth: int) -> bool:
+    """Whether several parts of a schema describe one object: none of them knows all it may have."""
     if depth > _MAX_DEPTH:
-        return frozenset()
+        return False
     if isinstance(value, Mapping):
-        return frozenset(value).union(*(_keys(item, depth + 1) for item in value.values()))
-    if isinstance(value, list):
-        return frozenset().union(*(_keys(item, depth + 1) for item in value))
-    return frozenset()
+        elsewhere = value.keys() & _ELSEWHERE
+        if "allOf" in value or len(elsewhere) > 1 or (elsewhere and value.keys() & _OF_OBJECTS):
+            return True
+        value = list(value.values())
+    return isinstance(value, list) and any(_has_combined(item, depth + 1) for item in value)
 
 
 class _Walk:
     """Copies a schema, part by part."""
 
-    def __init__(self, is_strict: bool, *, closes: bool) -> None:
+    def __init__(self, root: Mapping[str, Any], is_strict: bool) -> None:
         self.unenforced: list[str] = []
+        self._root = root
         self._is_strict = is_strict
-        self._closes = closes
+        self._closes = not _has_combined(root, 0)
 
     def read(self, part: object, path: str, depth: int) -> object:
         if not isinstance(part, Mapping) or depth > _MAX_DEPTH:
@@ -99,10 +110,23 @@ class _Walk:
                 continue
             if key == "uniqueItems" and value is False:
                 continue
+            if key == "oneOf" and not self._is_strict and not are_apart(value, self._root):
+                self.unenforced.append(here)  # that it is no more than one of them
             copy[key] = self._value(key, value, here, depth)
-        if self._closes and "properties" in copy and not _OPEN.intersection(copy):
-            copy["additionalProperties"] = False
-        return copy
+        return copy if self._is_strict else self._with_all_said(copy)
+
+    def _with_all_said(self, part: dict[str, Any]) -> dict[str, Any]:
+        """The same object with all the properties that it can have."""
+        properties, required = part.get("properties"), part.get("required")
+        if isinstance(properties, Mapping) and not part.keys() & (_ELSEWHERE | {"allOf"}):
+            more = part.get("additionalProperties", True)
+            if isinstance(required, list) and more is not False and "patternProperties" not in part:
+                names = [name for name in required if isinstance(name, str)]
+                unsaid = {name: more for name in names if name not in properties}
+                part = {**part, "properties": {**properties, **unsaid}}
+        if self._closes and "properties" in part and not _OPEN.intersection(part):
+            part = {**part, "additionalProperties": False}
+        return part
 
     def _value(self, key: str, value: object, path: str, depth: int) -> object:
         if key in _SINGLE:
@@ -119,7 +143,7 @@ class _Walk:
     def _leaves_out(key: str, value: object, part: Mapping[str, object]) -> bool:
         if key == "format":
             is_text = part.get("type", "string") == "string" or isinstance(part.get("type"), list)
-            return is_text and value not in _FORMATS
+            return is_text and not (isinstance(value, str) and value in _FORMATS)
         if key == "pattern":
             return isinstance(value, str) and any(sign in value for sign in _LOOK_AROUND)
         return key in _UNENFORCED and not (key == "uniqueItems" and value is False)

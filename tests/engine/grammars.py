@@ -2,9 +2,15 @@
 
 from concurrent.futures import Future
 
-from llguidance import LLMatcher
-
-from engine.grammar import GrammarError, GrammarState, compile_grammar, make_tokenizer
+from engine.grammar import (
+    CompiledGrammar,
+    GrammarError,
+    GrammarState,
+    compile_grammar,
+    ends_of,
+    make_tokenizer,
+)
+from engine.grammar_closing import Spelling
 from engine.messages import Grammar
 from engine.token_bytes import TokenBytes
 
@@ -18,6 +24,13 @@ TOKEN_BYTES = TokenBytes(
 TOKENIZER = make_tokenizer(TOKEN_BYTES, VOCAB_SIZE, [EOS])
 
 
+SPELLING = Spelling(TOKEN_BYTES, VOCAB_SIZE, [EOS])
+
+
+def compiled(grammar: Grammar) -> CompiledGrammar:
+    return CompiledGrammar(compile_grammar(TOKENIZER, grammar), SPELLING, ends_of(grammar))
+
+
 def text_of(ids: list[int]) -> str:
     return b"".join(TOKEN_BYTES.tokens[i] for i in ids).decode()
 
@@ -27,7 +40,7 @@ def ids_of(text: str) -> list[int]:
 
 
 def state_of(grammar: Grammar, output: list[int] | None = None) -> GrammarState:
-    state = GrammarState(compile_grammar(TOKENIZER, grammar))
+    state = GrammarState(compiled(grammar))
     state.update(output or [])
     return state
 
@@ -55,10 +68,10 @@ class InlineGrammars:
     def __init__(self, *, is_lazy: bool = False) -> None:
         self.is_lazy = is_lazy
         self.num_compiled = 0
-        self._open: list[tuple[Grammar, Future[LLMatcher]]] = []
+        self._open: list[tuple[Grammar, Future[CompiledGrammar]]] = []
 
-    def compile(self, grammar: Grammar) -> "Future[LLMatcher]":
-        future: Future[LLMatcher] = Future()
+    def compile(self, grammar: Grammar) -> "Future[CompiledGrammar]":
+        future: Future[CompiledGrammar] = Future()
         self._open.append((grammar, future))
         if not self.is_lazy:
             self.finish()
@@ -68,7 +81,7 @@ class InlineGrammars:
         for grammar, future in self._open:
             self.num_compiled += 1
             try:
-                future.set_result(compile_grammar(TOKENIZER, grammar))
+                future.set_result(compiled(grammar))
             except GrammarError as exc:
                 future.set_exception(exc)
         self._open.clear()

@@ -18,6 +18,7 @@ from tests.engine.grammars import (
     TOKENIZER,
     VOCAB_SIZE,
     allowed,
+    compiled,
     follows,
     ids_of,
     state_of,
@@ -129,12 +130,12 @@ def test_what_cannot_be_compiled(grammar: Grammar, problem: str) -> None:
 
 def test_a_state_is_a_function_of_the_output() -> None:
     """What is sampled one by one and what is replayed at once lead to the same masks."""
-    compiled = compile_grammar(TOKENIZER, of_schema(PERSON))
+    shared = compiled(of_schema(PERSON))
     output = ids_of('{"name": "Ada", "age": 36}')
-    stepwise = GrammarState(compiled)
+    stepwise = GrammarState(shared)
     for end in range(len(output) + 1):
         stepwise.update(output[:end])
-        replayed = GrammarState(compiled)
+        replayed = GrammarState(shared)
         replayed.update(output[:end])
         assert stepwise.mask() == replayed.mask()
         assert stepwise.is_complete == replayed.is_complete == (end == len(output))

@@ -146,22 +146,6 @@ def test_golden_outputs(text: str, events: list[ToolEvent]) -> None:
     assert parse(HermesParser, text) == events
 
 
-@given(st.sampled_from(list(GOLDEN.values())), st.sampled_from(list(GOLDEN.values())), st.data())
-@settings(max_examples=300)
-def test_any_split(first: tuple[str, Any], second: tuple[str, Any], data: st.DataObject) -> None:
-    text = f"{first[0]}\n{second[0]}"
-    assert run(HermesParser, cut(data, text)) == run(HermesParser, [text])
-
-
-@given(fuzzed("<tool_call>", "</tool_call>", "<tool_call>\n{", CALL, NOW, UNKNOWN), st.data())
-@settings(max_examples=500)
-def test_whatever_the_model_writes(text: str, data: st.DataObject) -> None:
-    events = run(HermesParser, [text])
-    assert_nothing_is_lost(text, events)
-    assert run(HermesParser, list(text)) == events
-    assert run(HermesParser, cut(data, text)) == events
-
-
 def test_what_is_certain_is_sent_at_once() -> None:
     parser = HermesParser(TOOLS)
     assert parser.feed("Hi <") == [Content("Hi")]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from protocol.tools.parameter_types import parameter_types
+from protocol.tools.schema_parts import Inseparable, alternatives
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,34 @@ def test_types(schema: Any, types: set[str]) -> None:
     }
     assert parameter_types(root, "a") == types
     assert parameter_types(root, "b") == set()
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "types"),
+    [
+        ({"additionalProperties": {"type": "string"}}, "x", {"string"}),
+        ({"additionalProperties": True}, "x", set()),
+        ({"$ref": "#/$defs/args"}, "a", {"integer"}),
+        ({"properties": {"b": {"$ref": "#/$defs/args/properties/a"}}}, "b", {"integer"}),
+        ({"properties": {"b": {"$ref": "#/$defs/a~1b%25/anyOf/1"}}}, "b", {"null"}),
+        ({"properties": {"b": {"$ref": "#/$defs/a~1b%25/anyOf/2"}}}, "b", set()),
+        ({"properties": {"b": {"$ref": "#"}}}, "b", {"object"}),
+    ],
+)
+def test_where_a_schema_says_it(schema: dict[str, Any], name: str, types: set[str]) -> None:
+    definitions = {
+        "args": {"properties": {"a": {"type": "integer"}}},
+        "a/b%": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    }
+    assert parameter_types({"type": "object", **schema, "$defs": definitions}, name) == types
+
+
+def test_circles_of_alternatives_come_to_an_end() -> None:
+    circle = {"anyOf": [*({"$ref": "#/$defs/a"} for _ in range(200)), {"type": "null"}]}
+    root = {"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": circle}}
+    assert parameter_types(root, "a") == {"null"}
+    with pytest.raises(Inseparable):
+        alternatives({"$ref": "#/$defs/a"}, root)
 
 
 @pytest.mark.parametrize("schema", [{}, {"properties": None}, {"properties": ["a"]}])

@@ -1,0 +1,1 @@
+"""Frameworks that users bring, unmodified, and our examples: as they call tools over HTTP."""
