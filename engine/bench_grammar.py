@@ -1,7 +1,8 @@
-"""What following a JSON schema costs: `python -m engine.bench_grammar --model PATH`.
+"""What following a grammar costs: `python -m engine.bench_grammar --model PATH`.
 
-Steps of the same sequences with and without a schema, by turns, and the time from a schema that was
-never seen to its first mask. No queue and no server: the rest of a step is the same for both.
+Steps of the same sequences with and without a grammar, by turns: a JSON schema, and tools that need
+not be called; and the time from a schema that was never seen to its first mask. No queue and no
+server: the rest of a step is the same for all.
 """
 
 import argparse
@@ -44,6 +45,14 @@ PERSON: dict[str, Any] = {
 }
 # so many that no sequence is complete before the last step
 _MANY = {"type": "array", "items": PERSON, "minItems": 100}
+
+# text that a call may end, as with tools that need not be called
+_OPTIONAL_CALL = f"""\
+start: TEXT | found arguments "}}\\n</tool_call>"
+found[lazy]: /(?s:.*)<tool_call>/
+arguments: %json {json.dumps(PERSON)}
+TEXT: /(?s:.*)/
+"""
 
 
 def of_schema(schema: object) -> Grammar:
@@ -103,7 +112,8 @@ def main() -> None:
     print(f"start of the compiler: {(time.perf_counter() - started) * 1000:.0f} ms")
     uses = [first_use_ms(engine.grammars, i) for i in range(20)]
     print(f"first use of a schema: median {statistics.median(uses):.1f} ms, max {max(uses):.1f} ms")
-    grammars = {"free": None, "schema": of_schema(_MANY)}
+    optional_call = Grammar(kind="lark", text=_OPTIONAL_CALL)
+    grammars = {"free": None, "schema": of_schema(_MANY), "tools": optional_call}
     rows: dict[str, list[float]] = {name: [] for name in grammars}
     for _ in range(args.repeat):
         for name, grammar in grammars.items():
@@ -113,8 +123,9 @@ def main() -> None:
         speed = args.num_seqs / median * 1000
         print(f"{name:6}  {median:7.2f} ms a step  {speed:7.1f} tokens/s  of {min(values):.2f} to "
               f"{max(values):.2f} ms")  # fmt: skip
-    ratio = statistics.median(f / s for f, s in zip(rows["free"], rows["schema"], strict=True))
-    print(f"tokens per second with a schema: {ratio:.1%} of free generation")
+    for name in ("schema", "tools"):
+        ratio = statistics.median(f / s for f, s in zip(rows["free"], rows[name], strict=True))
+        print(f"tokens per second with {name}: {ratio:.1%} of free generation")
     engine.close()
 
 

@@ -13,6 +13,7 @@ from llguidance import LLMatcher
 from engine.token_bytes import TokenBytes
 
 _MAX_BYTES = 2000  # of a way to the end
+_MAX_TOKEN_BYTES = 8  # of the tokens of a way on average; text has 3 to 4
 _FIRST_LOOK = 1024  # tokens that are left when the way is first looked for
 _NEAR = 64  # tokens beyond twice the longest way's, from which on each token is looked at
 
@@ -100,10 +101,7 @@ class Closing:
         ahead = matcher.deep_copy()
         if not ahead.consume_token(token_id):
             return token_id  # the caller's to notice
-        if self._way is None:
-            self._way = self._find(matcher)
-            self._longest = max(self._longest, len(self._way or ()))
-        way = [] if ahead.is_stopped() else self._find(ahead)
+        way = [] if ahead.is_stopped() else self._find(ahead, num_left)
         if way is not None and len(way) < num_left:
             self._way = way
             self._longest = max(self._longest, len(way))
@@ -111,14 +109,18 @@ class Closing:
             near = 2 * self._longest + _NEAR
             self._look_at = max(near, (num_left + near) // 2)
             return token_id
+        if self._way is None:
+            self._way = self._find(matcher, num_left)
         if self._way is None or len(self._way) > num_left:
+            self._way, self._look_at = None, num_left // 2  # looking costs more than the rest
             return token_id
         end = self._way.pop(0) if self._way else self._spelling.eos_token_id
         self.has_begun = end is not None
         return token_id if end is None else end
 
-    def _find(self, matcher: LLMatcher) -> list[int] | None:
-        """A short way from here to where the output may end; None if none is found."""
+    def _find(self, matcher: LLMatcher, num_left: int) -> list[int] | None:
+        """A short way from here to where the output may end; None if none is found that may fit."""
+        max_bytes = min(_MAX_BYTES, _MAX_TOKEN_BYTES * num_left)
         state = matcher.deep_copy()
         text = b""
         while not state.is_accepting():
@@ -127,7 +129,7 @@ class Closing:
             if not step or ids is None or not state.consume_tokens(ids):
                 return None
             text += step
-            if len(text) > _MAX_BYTES:
+            if len(text) > max_bytes:
                 return None
         return self._spelling(text)
 

@@ -71,7 +71,10 @@ def plan_chat(
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
-    calling = None if use is None else ToolCalling.of(use, model.tools.format, prompt.begun)
+    calling = None
+    if use is not None:
+        format_ = model.tools.format
+        calling = ToolCalling.of(use, format_, prompt.begun, request.response_format)
     grammar = _grammar(request, model, prompt, calling, always_guided)
     return ChatPlan(
         [
@@ -98,7 +101,7 @@ def _grammar(
         return None
     thinking = None if prompt.is_continued else thinking_before(prompt.token_ids, model)
     if calling is not None and is_guided:
-        return calling.grammar(model, thinking, request.response_format)
+        return calling.grammar(model, thinking)
     assert plain is not None
     return msgspec.structs.replace(plain, thinking=thinking)
 

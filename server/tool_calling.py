@@ -12,9 +12,10 @@ from engine.messages import Grammar, Thinking
 from protocol.chat import FinishReason
 from protocol.errors import InvalidRequest
 from protocol.structured_output import ResponseFormat
-from protocol.tools.answer_grammar import AnswerRules, CallableTool, UnsupportedSchema
+from protocol.tools.answer_grammar import AnswerRules, CallableTool, NoGrammar, UnsupportedSchema
 from protocol.tools.calls import Tool, ToolCallParser
 from protocol.tools.formats import FORMATS, ToolFormat
+from protocol.tools.json_answers import JsonAnswerParser
 from protocol.tools.request import ToolUse
 from protocol.tools.schemas import GrammarSchema, grammar_schema
 from server.state import ServedModel
@@ -28,22 +29,30 @@ class ToolCalling:
 
     Attributes:
         begun: what the prompt ends with of a text that the parser has to see whole.
+        content_schema: of an answer that calls nothing; None: any text.
         schemas: of the tools that may be called, by their place among the request's tools.
     """
 
     use: ToolUse
     format: ToolFormat
     begun: str
+    content_schema: dict[str, Any] | None
     schemas: dict[int, GrammarSchema]
 
     @classmethod
-    def of(cls, use: ToolUse, tool_format: ToolFormat, begun: str) -> "ToolCalling":
+    def of(
+        cls,
+        use: ToolUse,
+        tool_format: ToolFormat,
+        begun: str,
+        response_format: ResponseFormat | None,
+    ) -> "ToolCalling":
         schemas = {
             i: grammar_schema(tool)
             for i, tool in enumerate(use.tools)
             if tool.name in use.callable_names
         }
-        return cls(use, tool_format, begun, schemas)
+        return cls(use, tool_format, begun, _content_schema(response_format), schemas)
 
     @property
     def callable_tools(self) -> Sequence[Tool]:
@@ -86,6 +95,8 @@ class ToolCalling:
         parser = FORMATS[self.format].parser(self.callable_tools)
         if self.begun:
             parser.feed(self.begun)
+        if self.content_schema is not None and not FORMATS[self.format].is_json:
+            return JsonAnswerParser(parser)
         return parser
 
     def needs_grammar(self) -> bool:
@@ -94,12 +105,7 @@ class ToolCalling:
         is_strict = any(tool.strict for tool in self.callable_tools)
         return use.is_required or not use.allows_parallel or is_strict
 
-    def grammar(
-        self,
-        model: ServedModel,
-        thinking: Thinking | None,
-        response_format: ResponseFormat | None,
-    ) -> Grammar:
+    def grammar(self, model: ServedModel, thinking: Thinking | None) -> Grammar:
         """Of the whole answer. Raises InvalidRequest for a schema that has none in the format."""
         opening = None
         if thinking is not None and not thinking.is_open and isinstance(thinking.opening, str):
@@ -110,16 +116,18 @@ class ToolCalling:
             ),
             is_required=self.use.is_required,
             allows_parallel=self.use.allows_parallel,
-            content_schema=_content_schema(response_format),
+            content_schema=self.content_schema,
             thinking_opening=opening,
             special_tokens=self.markers(model),
             continues_line=bool(self.begun),
         )
         try:
             text = FORMATS[self.format].grammar(rules)
-        except UnsupportedSchema as exc:
+        except NoGrammar as exc:
+            is_of_one = isinstance(exc, UnsupportedSchema)
+            message = str(exc) if is_of_one else f"Invalid '{self.origin}': {exc}"
             raise InvalidRequest(
-                str(exc), param=self.origin, code="invalid_function_parameters"
+                message, param=self.origin, code="invalid_function_parameters"
             ) from exc
         return Grammar(
             kind="lark",

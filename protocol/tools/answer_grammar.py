@@ -23,12 +23,19 @@ _COMPACT: Mapping[str, Any] = {
 # Between two tokens of JSON in an answer: blanks, or one line break and its indentation.
 _INDENTED: Mapping[str, Any] = {"whitespace_pattern": r"[ \t]{0,2}|\r?\n[ \t]{0,40}"}
 
+_WITHOUT_SPACE = ("string", "integer", "number", "boolean", "null")
+
 ANYTHING = "(?s:.*)"
 MAX_CALLS = 16  # in an answer
+_MAX_BYTES = 256 * 1024  # what the engine takes; references are copied, so it is soon reached
 
 
-class UnsupportedSchema(Exception):
-    """A tool's arguments that a format has no grammar for; the message is fit for the client."""
+class NoGrammar(Exception):
+    """Tools that no grammar can be written for; the message is fit for the client."""
+
+
+class UnsupportedSchema(NoGrammar):
+    """A tool's arguments that a format has no grammar for."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"Invalid schema for function '{name}': {reason}")
@@ -124,13 +131,17 @@ class Lark:
 
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
         self._lines: list[str] = []
+        self._num_bytes = 0
         self._shared: set[str] = set()
         self._special_tokens = special_tokens
         alternatives = sorted(map(re.escape, special_tokens), key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(alternatives)})" if alternatives else "(?!)")
 
     def rule(self, name: str, body: str) -> str:
-        """Add a rule (small letters) or a terminal; returns its name."""
+        """Add a rule (small letters) or a terminal; returns its name. Raises NoGrammar."""
+        self._num_bytes += len(body.encode())
+        if self._num_bytes > _MAX_BYTES:
+            raise NoGrammar(f"it is longer than {_MAX_BYTES} bytes.")
         self._lines.append(f"{name}: {body}")
         return name.partition("[")[0]
 
@@ -156,7 +167,10 @@ class Lark:
         options = _COMPACT if is_compact else _INDENTED
         if tool is not None and not tool.tool.strict:
             options = {**options, "coerce_one_of": True}
-        whole = {**schema, "x-guidance": options} if isinstance(schema, Mapping) else schema
+        whole = schema
+        if isinstance(schema, Mapping):  # whose own "x-guidance" is no say of the client's
+            is_plain = schema.get("type") in _WITHOUT_SPACE and "oneOf" not in schema
+            whole = {**schema, "x-guidance": {} if is_plain else options}
         # where an error of the schema is: engine/grammar_process.py looks for it
         owner = "response_format" if tool is None else f"function '{tool.name}'"
         self._lines.append(f"// {owner} {json.dumps(place)}")

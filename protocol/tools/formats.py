@@ -43,7 +43,8 @@ class FormatParts:
 
     Attributes:
         parser: a fresh one for each choice.
-        grammar: the Lark of an answer; raises UnsupportedSchema.
+        grammar: the Lark of an answer; raises NoGrammar.
+        is_json: a call begins as JSON, like an answer by a schema.
         ends: texts that end something in the grammar that brackets and quotes do not.
         stops: stop strings: behind them a model without a result makes one up.
         markers: control tokens of some models that the parser reads as text.
@@ -51,6 +52,7 @@ class FormatParts:
 
     parser: _MakeParser
     grammar: Callable[[AnswerRules], str]
+    is_json: bool = False
     ends: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
@@ -67,7 +69,9 @@ FORMATS: Mapping[ToolFormat, FormatParts] = {
         markers=("<tool_call>", "</tool_call>"),
     ),
     ToolFormat.CHATGLM3: FormatParts(ChatGLM3Parser, chatglm3_grammar, markers=("<|assistant|>",)),
-    ToolFormat.LLAMA3: FormatParts(Llama3Parser, llama3_grammar, markers=("<|python_tag|>",)),
+    ToolFormat.LLAMA3: FormatParts(
+        Llama3Parser, llama3_grammar, is_json=True, markers=("<|python_tag|>",)
+    ),
     ToolFormat.QWEN_AGENT: FormatParts(
         QwenAgentParser, qwen_agent_grammar, stops=("✿RESULT✿", "✿RETURN✿")
     ),

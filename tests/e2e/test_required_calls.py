@@ -52,7 +52,7 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module", params=["react", "hermes", "qwen_agent"])
+@pytest.fixture(scope="module", params=["react", "hermes"])
 def client(
     request: pytest.FixtureRequest, smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OpenAI]:
@@ -83,8 +83,8 @@ def test_every_call_is_valid(client: OpenAI) -> None:
         question = QUESTIONS[seed % len(QUESTIONS)]
         return ask(client, question, seed=seed, tool_choice="required").choices[0]
 
-    with ThreadPoolExecutor(20) as pool:
-        choices = list(pool.map(answer, range(20)))
+    with ThreadPoolExecutor(16) as pool:
+        choices = list(pool.map(answer, range(16)))
     for choice in choices:
         # many would go on with a string or a list for ever: they are completed in time
         assert choice.finish_reason in ("tool_calls", "length")

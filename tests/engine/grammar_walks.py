@@ -24,7 +24,7 @@ TOKENIZER = make_tokenizer(_TOKEN_BYTES, EOS + 1, [EOS])
 
 # What ends things comes often, or a walk never would.
 _FAVOURED = b'"}])>\n,:'
-_PLAIN = b"abgt_ {[<`'\\0.-"
+_PLAIN = b"abgt57_ {[<`'\\0.-"
 
 
 @lru_cache(maxsize=256)

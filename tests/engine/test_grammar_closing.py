@@ -102,7 +102,7 @@ def test_texts_that_end_something_are_tried_first() -> None:
     text = 'start: "<a>" body\nbody[suffix="</a>"]: /(?s:.*)/'
     for ends, expected in (((), None), (("</a>",), "<a></a>")):
         grammar = compiled(Grammar(kind="lark", text=text, ends=ends))
-        way = Closing(SPELLING, grammar.ends)._find(grammar.matcher)
+        way = Closing(SPELLING, grammar.ends)._find(grammar.matcher, 100)
         assert (None if way is None else text_of(way)) == expected
 
 
@@ -128,11 +128,13 @@ def test_a_vocabulary_that_lacks_bytes() -> None:
 def test_an_engine_says_length(temperature: float) -> None:
     engine = random_engine()
     open_ended = Grammar(kind="json_schema", text='{"type": "array", "items": {"type": "string"}}')
-    for i in range(6):
-        sampling = {"temperature": temperature, "max_tokens": 12 + i}
-        engine.add(request_of(str(i), open_ended, seed=i, **sampling))
+    limits = {str(i): 12 + i for i in range(6)}
+    for name, limit in limits.items():
+        engine.add(
+            request_of(name, open_ended, seed=limit, temperature=temperature, max_tokens=limit)
+        )
     outputs, finished = run(engine)
-    for i, event in finished.items():
-        assert event.num_output_tokens <= 12 + int(i)
-        assert isinstance(json.loads(text_of(outputs[i])), list)
+    for name, limit in limits.items():
+        assert finished[name].num_output_tokens <= limit
+        assert isinstance(json.loads(text_of(outputs[name])), list)
     assert "length" in {event.reason for event in finished.values()}

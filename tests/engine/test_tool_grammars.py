@@ -6,6 +6,7 @@ client's schema with jsonschema.
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jsonschema
@@ -115,11 +116,17 @@ class Case:
             jsonschema.validate(json.loads(arguments), self.schemas[name])
 
 
-def case_of(tool_format: ToolFormat, rng: random.Random, mode: str, **fields: object) -> Case:
-    """Some tools and rules; only such as the format can be held to."""
+def case_of(
+    tool_format: ToolFormat,
+    rng: random.Random,
+    mode: str,
+    keys: Sequence[str] = tuple(SCHEMAS),
+    **fields: object,
+) -> Case:
+    """Some tools with schemas of `keys`, and rules; only such as the format can be held to."""
     while True:
         names = rng.sample(NAMES, 1 if mode == "named" else rng.randint(1, 3))
-        chosen = {name: SCHEMAS[rng.choice(list(SCHEMAS))] for name in names}
+        chosen = {name: SCHEMAS[rng.choice(keys)] for name in names}
         tools = {name: Tool(name, "", schema) for name, schema in chosen.items()}
         read = {name: grammar_schema(tool) for name, tool in tools.items()}
         markers = FORMATS[tool_format].markers if rng.random() < 0.5 else ()
@@ -156,6 +163,26 @@ def test_a_call_that_is_required_can_be_made(tool_format: ToolFormat, mode: str,
     assert calls
     assert not content or (tool_format is ToolFormat.REACT and "\n" not in content)
     case.check_calls(calls, answer)
+
+
+# the formats that write each argument by itself; and what the first cannot be held to
+ARGUMENT_BY_ARGUMENT = [
+    (tool_format, key)
+    for tool_format in (ToolFormat.QWEN3_CODER, ToolFormat.CHATGLM3)
+    for key in SCHEMAS
+    if key not in ("alternatives", "by pattern", "names with blanks")
+]
+
+
+@pytest.mark.parametrize(("tool_format", "key"), ARGUMENT_BY_ARGUMENT)
+@settings(max_examples=12)
+@given(seed=seeds)
+def test_arguments_are_what_each_schema_says(tool_format: ToolFormat, key: str, seed: int) -> None:
+    rng = random.Random(seed)
+    case = case_of(tool_format, rng, "named", [key])
+    answer = case.answer(rng)
+    if answer is not None:
+        case.check_calls(case.read(answer)[1], answer)
 
 
 @pytest.mark.parametrize("tool_format", ToolFormat)

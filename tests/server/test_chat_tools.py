@@ -89,8 +89,9 @@ async def both(name: str, text: str, places: list[int], fields: dict[str, Any]) 
     *events, usage, done = await app.chat_events(**fields, **options)
     assert done == "[DONE]" and all("error" not in event for event in events)
     body = reply.json()
-    if not (app.engine.aborted or any(stop in text for stop in stops_of(name))):
-        assert usage["usage"] == body["usage"]
+    stops = (*stops_of(name), *([fields["stop"]] if "stop" in fields else []))
+    if not (app.engine.aborted or any(stop in text for stop in stops)):
+        assert usage["usage"] == body["usage"]  # behind a stop, of the tokens in one event
     return said(body["choices"][0]), said(folded(events)["choices"][0])
 
 

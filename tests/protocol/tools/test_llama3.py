@@ -1,19 +1,10 @@
 """Llama 3 calls: golden outputs, split everywhere; no text is ever lost."""
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from protocol.tools.calls import CallArguments, CallBegin, Content, ToolEvent
 from protocol.tools.llama3 import Llama3Parser
 from tests.protocol.tools.parsing import (
     TOOLS,
-    assert_nothing_is_lost,
     call,
-    cut,
-    fuzzed,
-    parse,
-    run,
 )
 
 TAG = "<|python_tag|>"
@@ -59,19 +50,7 @@ GOLDEN: dict[str, tuple[str, list[ToolEvent]]] = {
 }
 
 
-@pytest.mark.parametrize("text, events", GOLDEN.values(), ids=GOLDEN)
-def test_golden_outputs(text: str, events: list[ToolEvent]) -> None:
-    assert parse(Llama3Parser, text) == events
-
-
-@given(fuzzed(TAG, TAG, ";", "; ", CALL, NOW, UNKNOWN), st.sampled_from(["", TAG, CALL]), st.data())
-@settings(max_examples=500)
-def test_whatever_the_model_writes(text: str, first: str, data: st.DataObject) -> None:
-    text = first + text
-    events = run(Llama3Parser, [text])
-    assert_nothing_is_lost(text, events)
-    assert run(Llama3Parser, list(text)) == events
-    assert run(Llama3Parser, cut(data, text)) == events
+MARKERS = (TAG, TAG, ";", "; ", CALL, NOW, UNKNOWN)
 
 
 def test_what_is_certain_is_sent_at_once() -> None:

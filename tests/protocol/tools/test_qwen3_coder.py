@@ -4,18 +4,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.tools.calls import CallArguments, CallBegin, Content, Tool, ToolEvent
 from protocol.tools.qwen3_coder import Qwen3CoderParser
 from tests.protocol.tools.parsing import (
     TOOLS,
-    assert_nothing_is_lost,
     call,
-    cut,
-    fuzzed,
-    parse,
     run,
 )
 
@@ -106,36 +102,22 @@ GOLDEN: dict[str, tuple[str, list[ToolEvent]]] = {
     "known and unknown": (f"{NOW}\n{UNKNOWN}", [*call("now"), Content(f"\n{UNKNOWN}")]),
     "no name": ("<function=>now", [Content("<function=>now")]),
     "Hermes": ('<tool_call>\n{"name": "now"}', [Content('<tool_call>\n{"name": "now"}')]),
+    "a closing marker in JSON": (
+        '<function=get_weather><parameter=hours>["</parameter>"]</parameter></function>',
+        call("get_weather", '{"hours": ["</parameter>"]}'),
+    ),
+    "a quote that is not closed": (
+        block("get_weather", hours='["a]') + "ok",
+        [*call("get_weather", r'{"hours": "[\"a]"}'), Content("ok")],
+    ),
     "a closing marker": ("</tool_call>", [Content("</tool_call>")]),
 }
-
-
-@pytest.mark.parametrize("text, events", GOLDEN.values(), ids=GOLDEN)
-def test_golden_outputs(text: str, events: list[ToolEvent]) -> None:
-    assert parse(Qwen3CoderParser, text) == events
-
-
-@given(st.sampled_from(list(GOLDEN.values())), st.sampled_from(list(GOLDEN.values())), st.data())
-@settings(max_examples=300)
-def test_any_split(first: tuple[str, Any], second: tuple[str, Any], data: st.DataObject) -> None:
-    text = f"{first[0]}\n{second[0]}"
-    assert run(Qwen3CoderParser, cut(data, text)) == run(Qwen3CoderParser, [text])
 
 
 MARKERS = (
     *("<tool_call>", "</tool_call>", "<function=", "<function=now>", "</function>", ">", "<"),
     *("<parameter=", "</parameter>", "<parameter=city>", "<parameter=hours>\n", CALL, UNKNOWN),
 )
-
-
-@given(fuzzed(*MARKERS), st.sampled_from(["", "<function=get_weather>"]), st.data())
-@settings(max_examples=500)
-def test_whatever_the_model_writes(text: str, first: str, data: st.DataObject) -> None:
-    text = first + text + "\n"  # so that it does not end in the name of an argument
-    events = run(Qwen3CoderParser, [text])
-    assert_nothing_is_lost(text, events)
-    assert run(Qwen3CoderParser, list(text)) == events
-    assert run(Qwen3CoderParser, cut(data, text)) == events
 
 
 @pytest.mark.parametrize(
@@ -163,6 +145,12 @@ def test_whatever_the_model_writes(text: str, first: str, data: st.DataObject) -
         ({"type": "array"}, "[" * 100_000, "[" * 100_000),
         ({"type": "object"}, '{"a": [1, {"b": "}"}]}', {"a": [1, {"b": "}"}]}),
         ({"enum": ["1", "2"]}, "1", "1"),
+        ({"type": "object"}, '{"a": "</parameter>"}', {"a": "</parameter>"}),
+        (
+            {"type": "array"},
+            '["</parameter>", "</parameter>\\""]',
+            ["</parameter>", '</parameter>"'],
+        ),
         ({}, "5", 5),
         ({}, "05", "05"),
         ({}, "北京", "北京"),

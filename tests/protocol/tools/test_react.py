@@ -1,21 +1,10 @@
 """ReAct calls: golden outputs, split everywhere; no text but a thought before an answer is lost."""
 
-from typing import Any
-
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from protocol.tools.calls import CallArguments, CallBegin, Content, ToolEvent
 from protocol.tools.react import ReactParser
 from tests.protocol.tools.parsing import (
     TOOLS,
-    assert_nothing_is_lost,
     call,
-    cut,
-    fuzzed,
-    parse,
-    run,
 )
 
 BEIJING = '{"city": "北京"}'
@@ -125,40 +114,18 @@ GOLDEN: dict[str, tuple[str, list[ToolEvent]]] = {
     "cut in a label": (f"{CALL}\nObserv", WEATHER),
     "cut in another call": (f"{CALL}\nAction: ", [*WEATHER, Content("\nAction: ")]),
     "an observation and no call": ("Observation: 5", [Content("Observation: 5")]),
+    "letters that only look like a label's": (
+        "Act\u0131on: now\nAction Input: {}",
+        [Content("Act\u0131on: now\nAction Input: {}")],
+    ),
     "labels in a line": (f"a Action: now {NOW}", [Content(f"a Action: now {NOW}")]),
 }
-
-
-@pytest.mark.parametrize("text, events", GOLDEN.values(), ids=GOLDEN)
-def test_golden_outputs(text: str, events: list[ToolEvent]) -> None:
-    assert parse(ReactParser, text) == events
-
-
-@given(st.sampled_from(list(GOLDEN.values())), st.sampled_from(list(GOLDEN.values())), st.data())
-@settings(max_examples=300)
-def test_any_split(first: tuple[str, Any], second: tuple[str, Any], data: st.DataObject) -> None:
-    text = f"{first[0]}\n{second[0]}"
-    assert run(ReactParser, cut(data, text)) == run(ReactParser, [text])
 
 
 MARKERS = (
     *("Thought:", "\nThought: ", "Action:", "\nAction: ", "\nAction Input: ", "\nObservation: "),
     *("Action", " Input", ":", f"\n{CALL}", f"\n{NOW}\n", f"\n{UNKNOWN}"),
 )
-
-
-@given(fuzzed(*MARKERS, "\nFinal Answer: "), st.data())
-@settings(max_examples=500)
-def test_whatever_the_model_writes(text: str, data: st.DataObject) -> None:
-    events = run(ReactParser, [text])
-    assert run(ReactParser, list(text)) == events
-    assert run(ReactParser, cut(data, text)) == events
-
-
-@given(fuzzed(*MARKERS), st.sampled_from(["", "Action: now\nAction Input:"]))
-@settings(max_examples=500)
-def test_nothing_is_lost(text: str, first: str) -> None:
-    assert_nothing_is_lost(first + text, run(ReactParser, [first + text]))
 
 
 def test_what_is_certain_is_sent_at_once() -> None:
