@@ -222,6 +222,26 @@ def test_a_reply_can_be_sent_back() -> None:
     assert [message.text for message in read(messages=messages).messages] == ["hi", "hé", "hi"]
 
 
+def test_what_clients_add_to_messages_with_calls() -> None:
+    """OpenAI's SDK what it has parsed, a stream's fold the index, Qwen-Agent its own ids."""
+    called = {**CALL["function"], "parsed_arguments": {"a": 1}}  # type: ignore[dict-item]
+    messages = [
+        USER,
+        {"role": "assistant", "parsed": None, "tool_calls": [{**CALL, "index": 0}]},
+        {"role": "tool", "content": "r", "id": "c1", "extra": {"function_id": "c1"}},
+        {"role": "assistant", "content": "{}", "parsed": {}},
+        {"role": "assistant", "function_call": called},
+        {"role": "function", "name": "f", "content": None},
+    ]
+    read_messages = read(messages=messages).messages
+    assert read_messages[1].calls == [CALL]
+    assert read_messages[2].result_of == "c1"
+    assert read_messages[4].calls == [{"type": "function", "function": CALL["function"]}]
+    for role, field in (("user", "parsed"), ("user", "id"), ("assistant", "extra")):
+        message = {"role": role, "content": "a", field: {} if field == "extra" else "x"}
+        assert refusal(messages=[message]) == ("invalid_value", f"messages[0].{field}")
+
+
 def test_message_text() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [
