@@ -29,9 +29,9 @@ from protocol.chat import (
 )
 from protocol.logprobs import finite, token_text
 from protocol.sse import obfuscation
-from protocol.tools.calls import CallArguments, CallBegin
+from protocol.tools.calls import CallArguments
 from protocol.usage import Usage
-from server.choice import Delta, PlacedLogprobs
+from server.choice import CallEvent, Delta, PlacedLogprobs
 from server.convert import system_fingerprint
 from server.generation import Generation
 from server.state import ServedModel
@@ -66,31 +66,34 @@ class ChatWriter:
             yield ChunkChoice(index, delta, None, None)
 
     def pieces(self, index: int, delta: Delta) -> Iterator[ChunkChoice]:
-        deltas = []
-        if delta.reasoning:
-            # apart from the content: some clients read only one of the two from a chunk
-            deltas.append(ChunkDelta(reasoning_content=delta.reasoning))
-        if delta.text:
-            deltas.append(ChunkDelta(content=delta.text))
-        deltas += [self._calls.delta(index, call) for call in delta.calls]
-        if delta.logprobs and not deltas:
-            # tokens without a text of their own, as markers: content "" would end the thinking
-            deltas.append(ChunkDelta())
         logprobs = self._logprobs(delta.logprobs) if self._has_logprobs else None
+        deltas = list(self._deltas(index, delta)) if delta.reasoning or delta.calls else ()
         for i, one in enumerate(deltas):
-            is_last = i == len(deltas) - 1
-            yield ChunkChoice(index, one, logprobs if is_last else None, None)
+            yield ChunkChoice(index, one, logprobs if i == len(deltas) - 1 else None, None)
+        if not deltas and (delta.text or delta.logprobs):
+            # tokens without a text of their own, as markers: content "" would end the thinking
+            content = ChunkDelta(content=delta.text) if delta.text else ChunkDelta()
+            yield ChunkChoice(index, content, logprobs, None)
         if delta.finish_reason is not None:
             yield ChunkChoice(index, ChunkDelta(), None, delta.finish_reason)
 
+    def _deltas(self, index: int, delta: Delta) -> Iterator[ChunkDelta]:
+        if delta.reasoning:
+            # apart from the content: some clients read only one of the two from a chunk
+            yield ChunkDelta(reasoning_content=delta.reasoning)
+        if delta.text:
+            yield ChunkDelta(content=delta.text)
+        for call in delta.calls:
+            yield self._calls.delta(index, call)
+
     def chunk(self, piece: ChunkChoice) -> ChatChunk:
-        return self._chunk([piece], self._no_usage, _text_of(piece.delta))
+        return self._chunk([piece], self._no_usage, piece.delta)
 
     def last_chunk(self, usage: Usage) -> ChatChunk | None:
-        return self._chunk([], usage, "") if self._has_usage else None
+        return self._chunk([], usage, None) if self._has_usage else None
 
     def _chunk(
-        self, choices: list[ChunkChoice], usage: Usage | UnsetType | None, text: str
+        self, choices: list[ChunkChoice], usage: Usage | UnsetType | None, delta: ChunkDelta | None
     ) -> ChatChunk:
         return ChatChunk(
             id=self._id,
@@ -99,7 +102,7 @@ class ChatWriter:
             system_fingerprint=self._fingerprint,
             choices=choices,
             usage=usage,
-            obfuscation=obfuscation(text) if self._is_obfuscated else UNSET,
+            obfuscation=obfuscation(_text_of(delta)) if self._is_obfuscated else UNSET,
         )
 
     def reply(self, pieces: Sequence[ChunkChoice], generation: Generation) -> ChatCompletion:
@@ -153,7 +156,7 @@ class _Calls:
     def __init__(self, num_choices: int) -> None:
         self._last = [-1] * num_choices
 
-    def delta(self, index: int, call: CallBegin | CallArguments) -> ChunkDelta:
+    def delta(self, index: int, call: CallEvent) -> ChunkDelta:
         if isinstance(call, CallArguments):
             more = ToolCallDelta(
                 index=self._last[index], function=FunctionDelta(arguments=call.text)
@@ -172,14 +175,16 @@ class _Calls:
 class _LegacyCalls:
     """A call as `function_call`, of which an answer has one."""
 
-    def delta(self, index: int, call: CallBegin | CallArguments) -> ChunkDelta:
+    def delta(self, index: int, call: CallEvent) -> ChunkDelta:
         if isinstance(call, CallArguments):
             return ChunkDelta(function_call=FunctionDelta(arguments=call.text))
         return ChunkDelta(function_call=FunctionDelta(name=call.name, arguments=""))
 
 
-def _text_of(delta: ChunkDelta) -> str:
+def _text_of(delta: ChunkDelta | None) -> str:
     """What a client sees of a delta, whose length is to be hidden."""
+    if delta is None:
+        return ""
     calls = [] if delta.tool_calls is UNSET else [call.function for call in delta.tool_calls]
     if delta.function_call is not UNSET:
         calls.append(delta.function_call)

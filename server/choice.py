@@ -12,9 +12,11 @@ from engine.messages import EngineRequest, Event, Finished, TokenEvent, TokenLog
 from protocol.chat import FinishReason
 from protocol.errors import EngineUnavailable, Internal
 from protocol.tokenizer import Tokenizer
-from protocol.tools.calls import CallArguments, CallBegin, Content, ToolEvent
+from protocol.tools.calls import CallArguments, CallBegin, Content
 from server.errors import from_fault
 from server.output_text import OutputText, TextOptions
+
+CallEvent = CallBegin | CallArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Delta:
 
     text: str = ""
     reasoning: str = ""
-    calls: Sequence[CallBegin | CallArguments] = ()
+    calls: Sequence[CallEvent] = ()
     logprobs: Sequence[PlacedLogprobs] = ()
     finish_reason: FinishReason | None = None
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
@@ -100,10 +102,10 @@ class Choice:
                 break
         self.num_output_tokens += len(event.token_ids)
         is_last = self._output.is_stopped
-        events = self._parse(text, is_last=is_last)
+        text, calls = self._parse(text, is_last=is_last)
         if is_last:
             self.finish_reason = self._stop_reason
-        return self._delta(reasoning, events, event.prompt_logprobs)
+        return self._delta(reasoning, text, calls, event.prompt_logprobs)
 
     def _finish(self, event: Finished) -> Delta | None:
         self.has_ended = True
@@ -118,19 +120,22 @@ class Choice:
             raise Internal
         self.num_output_tokens = event.num_output_tokens
         parted = self._output.flush()
-        events = self._parse(parted.content, is_last=True)
+        text, calls = self._parse(parted.content, is_last=True)
         is_stop = self._output.is_stopped or event.reason == "stop"
         self.finish_reason = self._stop_reason if is_stop else "length"
-        return self._delta(parted.reasoning, events, None)
+        return self._delta(parted.reasoning, text, calls, None)
 
-    def _parse(self, content: str, *, is_last: bool) -> list[ToolEvent]:
+    def _parse(self, content: str, *, is_last: bool) -> tuple[str, Sequence[CallEvent]]:
+        """Part calls from the content: the text that is certain, and the calls behind it."""
         if self._parser is None:
-            return [Content(content)] if content else []
+            return content, ()
         events = self._parser.feed(content)
         if is_last:
             events += self._parser.flush()
-        self._has_called = self._has_called or any(isinstance(one, CallBegin) for one in events)
-        return events
+        text = "".join(event.text for event in events if isinstance(event, Content))
+        calls = [event for event in events if not isinstance(event, Content)]
+        self._has_called = self._has_called or bool(calls)
+        return text, calls
 
     @property
     def _stop_reason(self) -> FinishReason:
@@ -142,12 +147,11 @@ class Choice:
     def _delta(
         self,
         reasoning: str,
-        events: Sequence[ToolEvent],
+        text: str,
+        calls: Sequence[CallEvent],
         prompt_logprobs: Sequence[TokenLogprobs | None] | None,
     ) -> Delta | None:
         logprobs = self._release_logprobs()
-        text = "".join(event.text for event in events if isinstance(event, Content))
-        calls = [event for event in events if not isinstance(event, Content)]
         if not (text or reasoning or calls or logprobs or self.finish_reason or prompt_logprobs):
             return None
         return Delta(text, reasoning, calls, logprobs, self.finish_reason, prompt_logprobs)
