@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from engine.messages import EngineRequest, Grammar
+from engine.messages import EngineRequest, Grammar, Thinking
 from protocol.chat import ChatRequest
+from protocol.reasoning import ThinkingMarkers, ThinkingStart
 from server.convert import (
     SamplingBuilder,
     check_prompt_length,
@@ -75,13 +76,16 @@ def plan_chat(
     if use is not None:
         format_ = model.tools.format
         calling = ToolCalling.of(use, format_, prompt.begun, request.response_format)
-    grammar = _grammar(request, model, prompt, calling, always_guided)
+    # an answer of before that is gone on with does not think
+    thinking = None if prompt.is_continued else thinking_of(prompt.token_ids, model)
+    before = thinking_before(thinking, model)
+    grammar = _grammar(request, model, before, calling, always_guided)
     return ChatPlan(
         [
             engine_request(request, f"{reply_id}-{i}", prompt.token_ids, sampling, i, grammar)
             for i in range(request.num_choices)
         ],
-        _text_options(request, model, prompt, calling),
+        _text_options(request, model, prompt, thinking, calling),
         calling.unenforced if calling is not None and grammar is not None else [],
     )
 
@@ -89,7 +93,7 @@ def plan_chat(
 def _grammar(
     request: ChatRequest,
     model: ServedModel,
-    prompt: Prompt,
+    thinking: Thinking | None,
     calling: ToolCalling | None,
     always_guided: bool,
 ) -> Grammar | None:
@@ -99,7 +103,6 @@ def _grammar(
     )
     if not is_guided and plain is None:
         return None
-    thinking = None if prompt.is_continued else thinking_before(prompt.token_ids, model)
     if calling is not None and is_guided:
         return calling.grammar(model, thinking)
     assert plain is not None
@@ -107,13 +110,17 @@ def _grammar(
 
 
 def _text_options(
-    request: ChatRequest, model: ServedModel, prompt: Prompt, calling: ToolCalling | None
+    request: ChatRequest,
+    model: ServedModel,
+    prompt: Prompt,
+    thinking: tuple[ThinkingMarkers, ThinkingStart] | None,
+    calling: ToolCalling | None,
 ) -> TextOptions:
     template = model.chat_template
     assert template is not None  # encode_messages has refused the others
     return TextOptions.of(
         request,
-        None if prompt.is_continued else thinking_of(prompt.token_ids, model),
+        thinking,
         strips_start=template.strips_answer
         and not request.continue_final_message
         and not prompt.is_continued,

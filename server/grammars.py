@@ -3,15 +3,12 @@
 A model that may think first does so outside the grammar. Called by server/convert.py.
 """
 
-from collections.abc import Sequence
-
 import msgspec
 
 from engine.messages import Grammar, GrammarKind, Thinking
-from protocol.reasoning import ThinkingStart
+from protocol.reasoning import ThinkingMarkers, ThinkingStart
 from protocol.structured_output import ResponseFormat, StructuredOutputs
 from server.state import ServedModel
-from server.thinking import thinking_of
 
 _KINDS: dict[str, GrammarKind] = {
     "json": "json_schema",
@@ -41,9 +38,10 @@ def grammar_of(
     )
 
 
-def thinking_before(prompt_ids: Sequence[int], model: ServedModel) -> Thinking | None:
-    """What may come before the answer to a chat prompt; None for a model that does not think."""
-    thinking = thinking_of(prompt_ids, model)
+def thinking_before(
+    thinking: tuple[ThinkingMarkers, ThinkingStart] | None, model: ServedModel
+) -> Thinking | None:
+    """What may come before an answer that is parted by `thinking`; None for nothing."""
     if thinking is None or thinking[1] is ThinkingStart.OUTSIDE:
         return None
     markers, start = thinking

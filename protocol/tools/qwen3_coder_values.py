@@ -17,7 +17,7 @@ from protocol.tools.answer_grammar import (
     literal,
     pattern,
 )
-from protocol.tools.parameter_types import types_of
+from protocol.tools.parameter_types import JSON_TYPES, types_of
 from protocol.tools.qwen3_coder import converted
 from protocol.tools.schema_parts import (
     NO_STRINGS,
@@ -161,18 +161,7 @@ def _choices(leaf: Mapping[str, Any]) -> list[object] | None:
     if (choices := choices_in(leaf)) is None:
         return None
     kinds = set(types_in(leaf))
-    return [choice for choice in choices if _KINDS[type(choice)] & kinds]
-
-
-_KINDS: Mapping[type, set[str]] = {
-    str: {"string"},
-    bool: {"boolean"},
-    int: {"integer", "number"},
-    float: {"number"},
-    type(None): {"null"},
-    list: {"array"},
-    dict: {"object"},
-}
+    return [choice for choice in choices if JSON_TYPES[type(choice)] & kinds]
 
 
 def _json_part(leaf: Mapping[str, Any]) -> dict[str, Any] | None:

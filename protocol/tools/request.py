@@ -7,6 +7,7 @@ repository too: name_for_model, name_for_human, description_for_model and a list
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -181,7 +182,7 @@ class ToolFields(RequestModel):
     functions: Annotated[list[Function], Field(max_length=MAX_TOOLS)] | None = None
     function_call: FunctionCall | None = None
 
-    @property
+    @cached_property  # asked for by the checks, the prompt and the reply
     def tool_use(self) -> ToolUse | None:
         """None for a request without tools, and for one that may call none of them."""
         if self.functions:

@@ -8,6 +8,7 @@ import pytest
 from engine.messages import Fault, Grammar, Thinking
 from protocol.prompt import ChatTemplate
 from server.grammars import thinking_before
+from server.thinking import thinking_of
 from tests.server.scripted_app import App, ids_of, saying
 from tests.server.small_app import small_state
 
@@ -134,4 +135,5 @@ class TestThinking:
         template = "{# <think></think> #}{{ messages[0].content }}<|end|>" + template_end
         chat_template = ChatTemplate(template, model.tokenizer)
         model = dataclasses.replace(model, chat_template=chat_template)
-        assert thinking_before(ids_of("hi<|end|>" + template_end), model) == thinking
+        parted = thinking_of(ids_of("hi<|end|>" + template_end), model)
+        assert thinking_before(parted, model) == thinking
