@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.whole import serving
+from loadtest.servers import serving
 
 
 def perplexity(client: httpx.Client, model: str, pieces: list[str]) -> tuple[float, int]:

@@ -8,7 +8,6 @@ Every answer is made to its full length: the tokens are those asked for.
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import subprocess
@@ -17,9 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import httpx
+from loadtest.client import Answer, Endpoint
+from loadtest.servers import serving
+from loadtest.workloads import chat, run
 
 _BUSY = [sys.executable, "-c", "while True: pass"]
 
@@ -42,62 +42,25 @@ def children(command: list[str], number: int) -> Iterator[None]:
             process.wait()
 
 
-async def stream(client: httpx.AsyncClient, model: str, question: str, num_tokens: int) -> float:
-    """Ask once; returns the clock's reading at the first text. Raises on a broken stream."""
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": num_tokens,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    first, usage = None, None
-    async with client.stream("POST", "/chat/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                chunk = json.loads(line.removeprefix("data: "))
-                usage = chunk["usage"]
-                if first is None and any(c["delta"].get("content") for c in chunk["choices"]):
-                    first = time.perf_counter()
-    if first is None or usage is None or usage["completion_tokens"] != num_tokens:
-        raise RuntimeError(f"not {num_tokens} tokens of text: {usage}")
-    return first
-
-
 async def drive(url: str, model: str, streams: int, num_tokens: int) -> tuple[float, float]:
-    """The clock's reading at the first token of all, and tokens per second of `streams`."""
-    async with httpx.AsyncClient(base_url=url, timeout=None) as client:
-        first = await stream(client, model, "Count to a hundred.", num_tokens)
-        started = time.perf_counter()
-        questions = [f"Count to a hundred from {i}." for i in range(streams)]
-        await asyncio.gather(*[stream(client, model, q, num_tokens) for q in questions])
-        return first, streams * num_tokens / (time.perf_counter() - started)
+    """The clock's reading at the first token of all, and tokens per second of `streams`.
 
-
-@contextmanager
-def serving(model: str, *options: str) -> Iterator[tuple[str, str]]:
-    """Serve `model` on a free port until the block ends: the URL with /v1, and the model's name.
-
-    Raises RuntimeError when it does not start.
+    Raises RuntimeError for a stream that is broken or too short.
     """
-    command = [str(Path(sys.executable).with_name("qwen-serve")), "serve", "--port", "0"]
-    with subprocess.Popen(
-        [*command, "--model", model, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            if not line.startswith("ready: "):
-                raise RuntimeError("the server did not start")
-            _, url, _, name, *_ = line.split()
-            yield url, name
-        finally:
-            server.terminate()
+    endpoint = Endpoint.of(url)
+
+    async def ask_for(questions: list[str]) -> list[Answer]:
+        calls = [chat(("user", question), num_tokens=num_tokens) for question in questions]
+        answers = await run(endpoint, model, calls, concurrency=len(calls))
+        if errors := [answer.error for answer in answers if answer.error]:
+            raise RuntimeError(errors[0])
+        return answers
+
+    (first,) = await ask_for(["Count to a hundred."])
+    started = time.perf_counter()
+    await ask_for([f"Count to a hundred from {i}." for i in range(streams)])
+    rate = streams * num_tokens / (time.perf_counter() - started)
+    return first.started + first.first_token_s, rate
 
 
 def measure(model: str, streams: int, num_tokens: int, busy: int) -> Result:
