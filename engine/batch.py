@@ -34,7 +34,7 @@ class StepInput(msgspec.Struct, frozen=True, array_like=True):
         query_starts = [0]
         for chunk in chunks:
             table = chunk.sequence.block_table
-            token_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+            token_ids += chunk.token_ids
             positions += range(chunk.start, chunk.end)
             slots += [
                 table[i // block_size] * block_size + i % block_size

@@ -79,14 +79,15 @@ class BlockManager:
 
     def free(self, sequence: Sequence) -> None:
         """Give up all blocks of a sequence; cached ones stay reusable, the tail goes first."""
-        for block in reversed(sequence.block_table):
-            self._ref_counts[block] -= 1
-            if self._ref_counts[block] == 0:
-                self._free[block] = None
-                if self._hashes[block] is None:
-                    self._free.move_to_end(block, last=False)
-        sequence.block_table.clear()
+        self.shrink(sequence, 0)
         sequence.num_computed_tokens = 0
+        sequence.num_draft_computed_tokens = 0
+
+    def shrink(self, sequence: Sequence, num_tokens: int) -> None:
+        """Give up the blocks of a sequence that `num_tokens` tokens do not need."""
+        table = sequence.block_table
+        while len(table) > self.num_blocks_for(num_tokens):
+            self._release(table.pop())
 
     def retract(self, sequence: Sequence) -> None:
         """Withdraw a sequence's blocks from the prefix cache: their content cannot be trusted."""
@@ -125,6 +126,13 @@ class BlockManager:
             sequence.block_hashes.append(
                 hashlib.blake2b(tokens.tobytes() + parent, digest_size=16).digest()
             )
+
+    def _release(self, block: int) -> None:
+        self._ref_counts[block] -= 1
+        if self._ref_counts[block] == 0:
+            self._free[block] = None
+            if self._hashes[block] is None:
+                self._free.move_to_end(block, last=False)
 
     def _reference(self, block: int) -> None:
         if self._ref_counts[block] == 0:

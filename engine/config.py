@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 KVCacheDtype = Literal["auto", "int8"]
+Speculation = Literal["auto", "ngram", "off"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,4 +29,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     enable_prefix_caching: bool = True
     tensor_parallel_size: int = 1  # processes, one for each GPU, that share the model
+    # "auto" = ngram where results do not depend on what else is in a step
+    speculation: Speculation = "auto"
+    draft_model: str | None = None  # a local path as `model`; drafts come from it, not from n-grams
+    num_speculative_tokens: int = 8  # drafts of a sequence in one step, at most
     num_threads: int | None = None  # torch intra-op threads; None = torch's default

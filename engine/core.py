@@ -28,6 +28,7 @@ from engine.messages import (
 from engine.results import ChunkResult
 from engine.scheduler import Scheduler
 from engine.sequence import Chunk, Sequence
+from engine.speculation.speculator import Speculator
 
 
 class Runner(Protocol):
@@ -59,10 +60,12 @@ class Engine:
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
         grammars: Grammars | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         """Without `grammars` requests that have one are rejected."""
         self.runner = runner
         self.grammars = grammars
+        self.speculator = speculator
         self.info = info
         self.eos_token_ids = frozenset(eos_token_ids)
         self.scheduler = Scheduler(
@@ -144,9 +147,13 @@ class Engine:
         started = time.perf_counter()
         schedule = self.scheduler.schedule()
         events: list[Event] = [self._finish(sequence, "length") for sequence in schedule.outgrown]
+        if self.speculator is not None:
+            self.speculator.draft(schedule, self.scheduler)
         model_started = time.perf_counter()
         results = self.runner.run(schedule.chunks) if schedule.chunks else []
         model_finished = time.perf_counter()
+        if self.speculator is not None:
+            self.speculator.learn(schedule.chunks, results)
         for chunk, result in zip(schedule.chunks, results, strict=True):
             events += self._postprocess(chunk, result)
         self._num_steps += 1
@@ -156,7 +163,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters since the start and the state right now."""
-        scheduler = self.scheduler
+        scheduler, speculator = self.scheduler, self.speculator
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting) + len(scheduler.held),
@@ -168,6 +175,8 @@ class Engine:
             generation_tokens=self._num_generation_tokens,
             prefix_cache_queries=scheduler.prefix_cache_queries,
             prefix_cache_hits=scheduler.prefix_cache_hits,
+            num_draft_tokens=0 if speculator is None else speculator.num_draft_tokens,
+            num_accepted_tokens=0 if speculator is None else speculator.num_accepted_tokens,
             step_time_s=self._step_time_s,
             model_time_s=self._model_time_s,
         )
@@ -196,13 +205,12 @@ class Engine:
         ]
         if result.failed:
             return [self._fail(sequence, _failure(sequence))]
-        if result.token_id is None:
+        if not result.token_ids:
             return []
-        return self._append_token(sequence, result.token_id, result.logprobs)
+        return self._append_tokens(sequence, result)
 
-    def _append_token(
-        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
-    ) -> list[Event]:
+    def _append_tokens(self, sequence: Sequence, result: ChunkResult) -> list[Event]:
+        """Take what was sampled, up to what ends the sequence."""
         is_first = sequence.num_output_tokens == 0
         prompt_logprobs: list[TokenLogprobs | None] | None = None
         if is_first and sequence.sampling.prompt_logprobs is not None:
@@ -212,29 +220,40 @@ class Engine:
             if prompt_logprobs is not None:
                 events.append(TokenEvent(sequence.id, [], None, prompt_logprobs))
             return [*events, self._finish(sequence, "length")]
-        sequence.token_ids.append(token_id)
-        self._num_generation_tokens += 1
-        is_stop = token_id in sequence.sampling.stop_token_ids or (
+        num_before = sequence.num_tokens
+        stop_token_id = None
+        for token_id in result.token_ids:
+            sequence.token_ids.append(token_id)
+            if self._is_stop(sequence, token_id):
+                stop_token_id = token_id
+            if stop_token_id is not None or self._reached_limit(sequence):
+                break
+        self.scheduler.settle(sequence, num_before)
+        self._num_generation_tokens += sequence.num_tokens - num_before
+        num_sent = sequence.num_tokens - num_before - (stop_token_id is not None)
+        if num_sent or prompt_logprobs is not None:
+            token_ids = result.token_ids[:num_sent]
+            logprobs = result.logprobs[:num_sent] if result.logprobs and num_sent else None
+            events.append(TokenEvent(sequence.id, token_ids, logprobs, prompt_logprobs))
+        grammar = sequence.grammar
+        if stop_token_id is not None or (grammar is not None and _completes(grammar, sequence)):
+            is_early = grammar is not None and grammar.is_closed_early
+            reason: FinishReason = "length" if is_early else "stop"
+            events.append(self._finish(sequence, reason, stop_token_id=stop_token_id))
+        elif self._reached_limit(sequence):
+            events.append(self._finish(sequence, "length"))
+        return events
+
+    def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
+        return token_id in sequence.sampling.stop_token_ids or (
             token_id in self.eos_token_ids and not sequence.sampling.ignore_eos
         )
-        if not is_stop:
-            values = None if logprobs is None else [logprobs]
-            events.append(TokenEvent(sequence.id, [token_id], values, prompt_logprobs))
-        elif prompt_logprobs is not None:
-            events.append(TokenEvent(sequence.id, [], None, prompt_logprobs))
-        reached_limit = (
+
+    def _reached_limit(self, sequence: Sequence) -> bool:
+        return (
             sequence.num_output_tokens >= sequence.sampling.max_tokens
             or sequence.num_tokens >= self.info.max_model_len
         )
-        grammar = sequence.grammar
-        if is_stop or (grammar is not None and _completes(grammar, sequence)):
-            is_early = grammar is not None and grammar.is_closed_early
-            reason: FinishReason = "length" if is_early else "stop"
-            stop_token_id = token_id if is_stop else None
-            events.append(self._finish(sequence, reason, stop_token_id=stop_token_id))
-        elif reached_limit:
-            events.append(self._finish(sequence, "length"))
-        return events
 
     def _fail(self, sequence: Sequence, fault: Fault) -> Finished:
         return self._finish(sequence, "error", fault=fault)

@@ -184,7 +184,15 @@ class GrammarState:
         problem: why it cannot go on, None while it can.
     """
 
-    __slots__ = ("_closing", "_mask_s", "_matcher", "_num_consumed", "problem")
+    __slots__ = (
+        "_ahead",
+        "_ahead_s",
+        "_closing",
+        "_mask_s",
+        "_matcher",
+        "_num_consumed",
+        "problem",
+    )
 
     def __init__(self, compiled: CompiledGrammar) -> None:
         self.problem: str | None = None
@@ -192,6 +200,8 @@ class GrammarState:
         self._closing = Closing(compiled.spelling, compiled.ends)
         self._num_consumed = 0
         self._mask_s = 0.0
+        self._ahead = self._matcher  # behind drafts
+        self._ahead_s: list[float] = []  # what the masks behind drafts took
 
     def update(self, output_ids: Items[int]) -> None:
         """Take in what was sampled since the last call; `output_ids` is the whole output."""
@@ -236,3 +246,31 @@ class GrammarState:
         elif self._mask_s > _MASK_S + _MASK_S_PER_TOKEN * self._num_consumed:
             self.problem = "The grammar takes too long to follow."
         return mask if self.problem is None else bytes(len(mask))
+
+    def num_draftable(self, drafts: Items[int]) -> int:
+        """How many of `drafts` may be the next tokens without completing the output."""
+        if self.problem is not None or self._closing.has_begun:
+            return 0
+        count = self._matcher.validate_tokens(list(drafts))
+        ahead = self._matcher.deep_copy()
+        if count and ahead.consume_tokens(list(drafts[:count])) and ahead.is_stopped():
+            return count - 1
+        return count
+
+    def mask_behind(self, drafts: Items[int]) -> bytes:
+        """`mask` as it will be where `drafts` come next. Call it with one of them, then with two
+        and so on; `num_draftable` says how far that can go.
+        """
+        started_s = time.thread_time()
+        if len(drafts) == 1:
+            self._ahead, self._ahead_s = self._matcher.deep_copy(), []
+        is_usable = self._ahead.consume_token(drafts[-1])
+        mask = self._ahead.compute_bitmask()
+        self._ahead_s.append(time.thread_time() - started_s)
+        return mask if is_usable and not self._ahead.is_error() else bytes(len(mask))
+
+    def take_draft(self, draft: int) -> None:
+        """Take in the first of the drafts, or the one after the last that was taken: sampled."""
+        self._matcher.consume_token(draft)
+        self._num_consumed += 1
+        self._mask_s += self._ahead_s.pop(0)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from engine.grammar import GrammarState
-from engine.sequence import Sequence
+from engine.sequence import DraftedSequence, Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class GrammarMasks:
     allowed: npt.NDArray[np.uint8]  # (len(rows), num_tokens), 0 or 1
 
     @classmethod
-    def of(cls, sequences: Items[Sequence]) -> "GrammarMasks":
+    def of(cls, sequences: Items[Sampled]) -> "GrammarMasks":
         """Compute what may come next in each sequence that has a grammar."""
         states = [(row, seq, seq.grammar) for row, seq in enumerate(sequences) if seq.grammar]
         packed = [_mask(sequence, state) for _, sequence, state in states]
@@ -58,6 +58,8 @@ class GrammarMasks:
         logits[rows] = masked
 
 
-def _mask(sequence: Sequence, state: GrammarState) -> bytes:
+def _mask(sequence: Sampled, state: GrammarState) -> bytes:
+    if isinstance(sequence, DraftedSequence):
+        return state.mask_behind(sequence.drafts)
     state.update(sequence.output_ids)
     return state.mask()

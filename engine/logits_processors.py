@@ -11,10 +11,10 @@ import torch
 
 from engine.grammar_masks import GrammarMasks
 from engine.penalties import apply_penalties, has_penalties
-from engine.sequence import Sequence
+from engine.sequence import Sampled
 
 
-def has_processors(sequence: Sequence) -> bool:
+def has_processors(sequence: Sampled) -> bool:
     """Whether `apply_logits_processors` changes this sequence's row."""
     sampling = sequence.sampling
     return (
@@ -26,7 +26,7 @@ def has_processors(sequence: Sequence) -> bool:
 
 
 def apply_logits_processors(
-    logits: torch.Tensor, sequences: Items[Sequence], eos_token_ids: Iterable[int]
+    logits: torch.Tensor, sequences: Items[Sampled], eos_token_ids: Iterable[int]
 ) -> None:
     """Change `logits` (n, vocab) in place, row i by the sampling params of sequence i."""
     eos = frozenset(eos_token_ids)
@@ -38,7 +38,7 @@ def apply_logits_processors(
         masks.apply(logits)
 
 
-def _add_bias(logits: torch.Tensor, sequences: Items[Sequence]) -> None:
+def _add_bias(logits: torch.Tensor, sequences: Items[Sampled]) -> None:
     entries = [
         (row, token_id, bias)
         for row, sequence in enumerate(sequences)
@@ -57,7 +57,7 @@ def _add_bias(logits: torch.Tensor, sequences: Items[Sequence]) -> None:
 
 def _mask_stop_tokens(
     logits: torch.Tensor,
-    sequences: Items[Sequence],
+    sequences: Items[Sampled],
     eos_token_ids: frozenset[int],
     masks: GrammarMasks | None,
 ) -> None:
@@ -84,7 +84,7 @@ def _mask_stop_tokens(
     logits[places] = float("-inf")
 
 
-def _stop_token_ids(sequence: Sequence, eos_token_ids: frozenset[int]) -> frozenset[int]:
+def _stop_token_ids(sequence: Sampled, eos_token_ids: frozenset[int]) -> frozenset[int]:
     # with ignore_eos an eos token ends nothing, so min_tokens has no reason to forbid it
     own = frozenset(sequence.sampling.stop_token_ids)
     return own if sequence.sampling.ignore_eos else own | eos_token_ids

@@ -147,6 +147,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     generation_tokens: int = 0
     prefix_cache_queries: int = 0  # prompt tokens looked up
     prefix_cache_hits: int = 0  # of those, found
+    num_draft_tokens: int = 0  # guessed by speculation and verified
+    num_accepted_tokens: int = 0  # of those, right
     step_time_s: float = 0.0  # of the last step
     model_time_s: float = 0.0  # of that, inside the model and sampler
 

@@ -12,16 +12,25 @@ import numpy.typing as npt
 import torch
 
 from engine.messages import SamplingParams
-from engine.sequence import Sequence
+from engine.sequence import DraftedSequence, Sampled, Sequence
 
 
 class PenaltyState:
     """The distinct tokens of one sequence and how often each is in its output."""
 
-    __slots__ = ("_index", "_num_seen", "_output_counts", "_token_ids")
+    __slots__ = (
+        "_drafts",
+        "_index",
+        "_num_distinct",
+        "_num_seen",
+        "_output_counts",
+        "_token_ids",
+    )
 
     def __init__(self) -> None:
         self._num_seen = 0
+        self._drafts: list[int] = []  # counted behind those that were seen
+        self._num_distinct = 0  # without the drafts
         self._index: dict[int, int] = {}  # token id -> its place in the two arrays
         self._token_ids = np.empty(64, dtype=np.int64)
         self._output_counts = np.zeros(64, dtype=np.int64)
@@ -36,13 +45,32 @@ class PenaltyState:
         """How often each of `token_ids` is in the output; 0 where only the prompt holds it."""
         return self._output_counts[: len(self._index)]
 
-    def update(self, sequence: Sequence) -> None:
-        """Count the tokens that came since the last call."""
+    def update(self, sequence: Sequence, drafts: Items[int] = ()) -> None:
+        """Count the tokens that came since the last call, and `drafts` until the next call.
+
+        The arrays that `token_ids` has given out stay as they are while drafts are only added.
+        """
+        num_kept = len(self._drafts)
+        if self._num_seen < sequence.num_tokens or list(drafts[:num_kept]) != self._drafts:
+            self._forget_drafts()
+            num_kept = 0
         for position in range(self._num_seen, sequence.num_tokens):
             place = self._place(sequence.token_ids[position])
             if position >= sequence.num_prompt_tokens:
                 self._output_counts[place] += 1
         self._num_seen = sequence.num_tokens
+        if num_kept == 0:
+            self._num_distinct = len(self._index)
+        for draft in drafts[num_kept:]:
+            self._output_counts[self._place(draft)] += 1
+            self._drafts.append(draft)
+
+    def _forget_drafts(self) -> None:
+        for draft in self._drafts:
+            self._output_counts[self._index[draft]] -= 1
+        self._drafts.clear()
+        while len(self._index) > self._num_distinct:
+            self._index.popitem()
 
     def _place(self, token_id: int) -> int:
         place = self._index.setdefault(token_id, len(self._index))
@@ -72,7 +100,7 @@ class _Entries(NamedTuple):
     offsets: npt.NDArray[np.float32]  # presence and frequency penalty
 
 
-def apply_penalties(logits: torch.Tensor, sequences: Items[Sequence]) -> None:
+def apply_penalties(logits: torch.Tensor, sequences: Items[Sampled]) -> None:
     """Change `logits` (n, vocab) in place, row i by the penalties of sequence i.
 
     Repetition comes first (CTRL, arXiv:1909.05858: a positive logit is divided, a negative one
@@ -96,11 +124,15 @@ def apply_penalties(logits: torch.Tensor, sequences: Items[Sequence]) -> None:
     logits[rows, token_ids] = values - offsets
 
 
-def _entries(row: int, sequence: Sequence) -> _Entries:
+def _entries(row: int, sampled: Sampled) -> _Entries:
+    if isinstance(sampled, DraftedSequence):
+        sequence, drafts = sampled.sequence, sampled.drafts
+    else:
+        sequence, drafts = sampled, ()
     if sequence.penalties is None:
         sequence.penalties = PenaltyState()
     state, sampling = sequence.penalties, sequence.sampling
-    state.update(sequence)
+    state.update(sequence, drafts)
     token_ids, counts = state.token_ids, state.output_counts
     offsets = sampling.presence_penalty * (counts > 0) + sampling.frequency_penalty * counts
     return _Entries(

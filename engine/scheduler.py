@@ -5,6 +5,9 @@ to its tokens under one token budget, those that lack a single token (decodes) f
 arriving prompt takes only what they leave. When blocks run out the worst sequence (lowest priority,
 latest arrival) is preempted: its blocks are freed and it is computed again later, mostly out of the
 prefix cache.
+
+Drafts (engine/speculation) come last of all: they get only tokens of the budget and blocks that
+nothing else of the step wants, and give the blocks back where they are not accepted.
 """
 
 import bisect
@@ -27,6 +30,7 @@ class Schedule:
 
     chunks: list[Chunk] = field(default_factory=list)
     outgrown: list[Sequence] = field(default_factory=list)
+    budget: int = 0  # tokens that the step could compute beside these
 
 
 class Scheduler:
@@ -91,8 +95,30 @@ class Scheduler:
         schedule = Schedule()
         self._make_room_for_priority()
         budget = self._schedule_running(schedule)
-        self._schedule_waiting(schedule, budget)
+        schedule.budget = self._schedule_waiting(schedule, budget)
         return schedule
+
+    def reserve_drafts(self, schedule: Schedule, index: int, num_drafts: int) -> int:
+        """Give chunk `index`, which samples, blocks for up to `num_drafts` drafts from what is
+        left; returns for how many.
+        """
+        chunk = schedule.chunks[index]
+        sequence, blocks = chunk.sequence, self.block_manager
+        num_slots = (len(sequence.block_table) + blocks.num_free_blocks) * blocks.block_size
+        num_drafts = min(num_drafts, schedule.budget, num_slots - chunk.end)
+        if num_drafts > 0:
+            blocks.allocate(sequence, chunk.end + num_drafts)
+            schedule.budget -= num_drafts
+        return num_drafts
+
+    def settle(self, sequence: Sequence, start: int) -> None:
+        """After a step: all tokens but the last are computed; those from `start` on were drafts.
+
+        Only now their blocks can be shared, and the blocks of drafts that were wrong are free.
+        """
+        sequence.num_computed_tokens = sequence.num_tokens - 1
+        self.block_manager.publish(sequence, start, sequence.num_computed_tokens)
+        self.block_manager.shrink(sequence, sequence.num_computed_tokens)
 
     def remove(self, sequence: Sequence, *, retract: bool = False) -> None:
         """Take a finished, aborted or failed sequence out and free its blocks.
@@ -137,17 +163,20 @@ class Scheduler:
                 budget -= self._append_chunk(schedule, sequence, budget)
         return budget
 
-    def _schedule_waiting(self, schedule: Schedule, budget: int) -> None:
-        """Admit waiting sequences, best first, while slots, blocks and budget last."""
+    def _schedule_waiting(self, schedule: Schedule, budget: int) -> int:
+        """Admit waiting sequences, best first, while slots, blocks and budget last; returns the
+        budget that is left.
+        """
         while self.waiting and budget > 0:
             sequence = self.waiting[0]
             if self._too_long(sequence):
                 schedule.outgrown.append(sequence)  # it grew before it was preempted
-                return
+                return budget
             if not self._can_admit(sequence):
-                return
+                return budget
             self._admit(sequence)
             budget -= self._append_chunk(schedule, sequence, budget)
+        return budget
 
     def _too_long(self, sequence: Sequence) -> bool:
         blocks = self.block_manager

@@ -13,6 +13,7 @@ from engine.messages import EngineRequest, SamplingParams, TokenLogprobs
 if TYPE_CHECKING:
     from engine.grammar import GrammarState
     from engine.penalties import PenaltyState
+    from engine.speculation.memory import Memory
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +35,8 @@ class Sequence:
     )  # of computed positions
     penalties: "PenaltyState | None" = None  # kept here by the sampler between steps
     grammar: "GrammarState | None" = None  # set before the sequence is first scheduled
+    num_draft_computed_tokens: int = 0  # those in the KV cache of a draft model
+    speculation: "Memory | None" = None  # kept here by the speculator between steps
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -66,14 +69,44 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftedSequence:
+    """A sequence as if `drafts` were its next tokens: how the sampler sees the position behind
+    them.
+    """
+
+    sequence: Sequence
+    drafts: tuple[int, ...]
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.sequence.request.sampling
+
+    @property
+    def grammar(self) -> "GrammarState | None":
+        return self.sequence.grammar
+
+    @property
+    def num_tokens(self) -> int:
+        return self.sequence.num_tokens + len(self.drafts)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.sequence.num_output_tokens + len(self.drafts)
+
+
+Sampled = Sequence | DraftedSequence  # what a row of logits is sampled for
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """The part of a sequence computed in one step: `num_tokens` tokens from `start`, all in one
-    forward pass.
+    forward pass. The last of them may be `drafts`: guesses of what follows the sequence's tokens.
     """
 
     sequence: Sequence
     start: int
     num_tokens: int
+    drafts: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -82,4 +115,16 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether this chunk reaches the sequence's last token, so that a next token is sampled."""
-        return self.end == self.sequence.num_tokens
+        return self.end - len(self.drafts) == self.sequence.num_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        if not self.drafts:
+            return self.sequence.token_ids[self.start : self.end]
+        num_known = self.sequence.num_tokens
+        drafts = self.drafts[max(0, self.start - num_known) :]
+        return [*self.sequence.token_ids[self.start :], *drafts]
+
+    def with_drafts(self, drafts: tuple[int, ...]) -> "Chunk":
+        """This chunk, which has none, with drafts behind it."""
+        return Chunk(self.sequence, self.start, self.num_tokens + len(drafts), drafts)

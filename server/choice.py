@@ -92,6 +92,7 @@ class Choice:
     def _feed_tokens(self, event: TokenEvent) -> Delta | None:
         text = reasoning = ""
         for i, token_id in enumerate(event.token_ids):
+            self.num_output_tokens += 1
             if event.logprobs is not None:
                 self._held_logprobs.append(PlacedLogprobs(self._output.num_fed, event.logprobs[i]))
                 self._logprob_sum += event.logprobs[i].logprob
@@ -99,8 +100,7 @@ class Choice:
             reasoning += parted.reasoning
             text += parted.content
             if self._output.is_stopped:
-                break
-        self.num_output_tokens += len(event.token_ids)
+                break  # what came behind it in one step is nobody's
         is_last = self._output.is_stopped
         text, calls = self._parse(text, is_last=is_last)
         if is_last:

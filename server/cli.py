@@ -90,9 +90,20 @@ def _serve(config: ServeConfig) -> int:
         config = replace(
             config,
             server=replace(config.server, served_model_names=names),
-            engine=replace(config.engine, model=os.path.abspath(path)),
+            engine=replace(
+                config.engine, model=os.path.abspath(path), draft_model=_pull_draft_model(config)
+            ),
         )
         return supervise(config, listener)
+
+
+def _pull_draft_model(config: ServeConfig) -> str | None:
+    name = config.engine.draft_model
+    if name is None:
+        return None
+    is_local = Path(name).expanduser().exists()  # whatever the hub that the model comes from
+    source: Source = "huggingface" if is_local else config.source
+    return os.path.abspath(pull(name, Path(config.data_dir), source=source))
 
 
 def _parameter(option: Option) -> inspect.Parameter:

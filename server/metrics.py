@@ -239,6 +239,7 @@ class _EngineCollector(Collector):
             ("step_model_seconds", "Of that, in the model and sampler.", stats.model_time_s),
         )
         looked_up = "Prompt tokens looked up in the prefix cache."
+        guessed = "Tokens guessed by speculation and verified."
         counters = (
             ("steps", "Steps run.", stats.num_steps),
             ("preemptions", "Sequences preempted.", stats.num_preemptions),
@@ -246,6 +247,8 @@ class _EngineCollector(Collector):
             ("generation_tokens", "Tokens generated.", stats.generation_tokens),
             ("prefix_cache_queries", looked_up, stats.prefix_cache_queries),
             ("prefix_cache_hits", "Of those, tokens found.", stats.prefix_cache_hits),
+            ("spec_decode_num_draft_tokens", guessed, stats.num_draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Of those, right.", stats.num_accepted_tokens),
         )
         for name, text, value in gauges:
             gauge = GaugeMetricFamily(f"qwen_serve_engine_{name}", text, labels=["model_name"])

@@ -173,6 +173,25 @@ OPTIONS: tuple[Option, ...] = (
         EngineConfig,
     ),
     Option(
+        "speculation",
+        _words(EngineConfig, "speculation"),
+        "Guess tokens out of earlier text and verify several in one step; auto: where it is exact",
+        EngineConfig,
+    ),
+    Option(
+        "draft_model",
+        text("NAME"),
+        "A smaller model of the same vocabulary, named as `model`, that guesses tokens instead",
+        EngineConfig,
+        default_note="none",
+    ),
+    Option(
+        "num_speculative_tokens",
+        integer(1, 32),
+        "The most tokens guessed for a sequence in one step",
+        EngineConfig,
+    ),
+    Option(
         "num_threads",
         integer(1),
         "CPU threads the engine computes with",

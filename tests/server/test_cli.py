@@ -84,6 +84,27 @@ def test_serve_takes_the_model_from_the_hub_and_revision_that_are_asked_for(
     assert [config.server.served_model_names for config in served] == [("org/name",)] * 2
 
 
+def test_a_draft_model_is_taken_from_the_hub_or_from_disk(
+    runner: CliRunner, served: list[ServeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def fake_pull(name: str, data_dir: Path, **options: object) -> Path:
+        asked.append((name, options["source"]))
+        return tmp_path / name.replace("/", "-")
+
+    monkeypatch.setattr(cli, "pull", fake_pull)
+    for draft_model in ("org/small", str(tmp_path)):
+        flags = ["--source", "modelscope", "--draft-model", draft_model, "--port", "0"]
+        result = runner.invoke(cli.app, ["serve", "--model", "org/large", *flags])
+        assert result.exit_code == 0, result.output
+    assert asked == [
+        *(("org/large", "modelscope"), ("org/small", "modelscope")),
+        *(("org/large", "modelscope"), (str(tmp_path), "huggingface")),
+    ]
+    assert served[0].engine.draft_model == str(tmp_path / "org-small")
+
+
 def test_a_given_name_replaces_the_models_own(
     runner: CliRunner, served: list[ServeConfig], tmp_path: Path
 ) -> None:

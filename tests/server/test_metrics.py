@@ -28,6 +28,8 @@ STATS = EngineStats(
     generation_tokens=80,
     prefix_cache_queries=100,
     prefix_cache_hits=30,
+    num_draft_tokens=50,
+    num_accepted_tokens=20,
     step_time_s=0.5,
     model_time_s=0.25,
 )
@@ -83,6 +85,8 @@ def test_engine_stats_are_read_at_the_scrape() -> None:
         "engine_generation_tokens_total": 80,
         "engine_prefix_cache_queries_total": 100,
         "engine_prefix_cache_hits_total": 30,
+        "engine_spec_decode_num_draft_tokens_total": 50,
+        "engine_spec_decode_num_accepted_tokens_total": 20,
         "engine_step_seconds": 0.5,
         "engine_step_model_seconds": 0.25,
     }
