@@ -49,7 +49,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Stamps: what is installed is only looked at again when pyproject.toml or the kernels change.
-$(INSTALLED): pyproject.toml $(wildcard engine/kernels/*.cpp) | $(BIN)/python
+$(INSTALLED): pyproject.toml $(wildcard engine/kernels/*.cpp engine/kernels/*.h) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(TORCH)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
 	@touch $@

@@ -63,7 +63,7 @@ class Clock:
         self._engine, self._loop = engine, loop
         self._undo: list[tuple[object, str]] = []
         self._wrap(engine, "step", self._step)
-        self._wrap(runner.decoder, "forward", self._part("model"))
+        self._wrap(runner.decoder, "logits", self._part("model"))
         self._wrap(runner.decoder, "compute_logits", self._part("model"))
         self._wrap(runner.sampler, "sample", self._part("sampler"))
 
@@ -158,6 +158,7 @@ def main() -> None:
     from engine.load import load_engine  # imports torch, which reads the policy
 
     config = {"model": args.model, "dtype": args.dtype, "device": args.device}
+    config["speculation"] = "off"  # a step is to give each sequence one token
     engine = load_engine(
         msgspec.convert({**config, "max_num_seqs": max(args.num_seqs)}, EngineConfig)
     )

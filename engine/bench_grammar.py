@@ -105,6 +105,7 @@ def main() -> None:
     from engine.load import load_engine  # imports torch, which reads the policy
 
     config = {"model": args.model, "dtype": args.dtype, "device": args.device}
+    config["speculation"] = "off"  # a step is to give each sequence one token
     engine = load_engine(msgspec.convert({**config, "max_num_seqs": args.num_seqs}, EngineConfig))
     assert engine.grammars is not None
     started = time.perf_counter()

@@ -25,6 +25,8 @@ from engine.models.decoder import Decoder
 from engine.models.rank import shard_config
 from engine.parallel import ALONE, TensorParallel
 from engine.sampler import Sampler
+from engine.speculation.ends import Ends
+from engine.speculation.load import SpeculationLoader
 from engine.token_bytes import read_token_bytes
 from engine.vocabulary import num_valid_tokens
 
@@ -50,15 +52,19 @@ def load_engine(config: EngineConfig) -> Engine:
     if config.kv_cache_memory_bytes is not None:  # refused before the weights take their time
         resolve_num_blocks(config, own_config, dtype, device, longest)
     token_budget = resolve_token_budget(config, device)
+    speculation = SpeculationLoader(config, checkpoint, device)
     backend = CpuBackend() if device.type == "cpu" else ReferenceBackend()
     followers = Followers.start(config, device) if parallel.size > 1 else None
     with load_report.phase("load weights") as fields:
         decoder = weights.load_decoder(
             checkpoint, dtype, device, backend, quantization, parallel, decoder_config
         )
+        speculation.load_weights(backend)
         weight_bytes = load_report.weight_bytes(decoder)
         fields |= {"read_bytes": load_report.file_bytes(checkpoint), "weight_bytes": weight_bytes}
-    num_blocks = parallel.minimum(resolve_num_blocks(config, own_config, dtype, device, longest))
+    num_blocks = parallel.minimum(
+        resolve_num_blocks(config, own_config, dtype, device, longest, speculation.block_bytes)
+    )
     max_model_len = longest
     if config.max_model_len == "auto":
         max_model_len = min(longest, num_blocks * config.block_size)
@@ -82,6 +88,7 @@ def load_engine(config: EngineConfig) -> Engine:
     num_valid = num_valid_tokens(checkpoint, decoder_config.vocab_size)
     _check_eos(checkpoint, decoder_config.vocab_size)
     sampler = Sampler(decoder_config.vocab_size, checkpoint.eos_token_ids, num_valid)
+    forward_pass = backend.compile(decoder, cache)
     memory = {
         "weight_bytes": weight_bytes,
         "kv_bytes_per_token": block_bytes // config.block_size,
@@ -91,7 +98,7 @@ def load_engine(config: EngineConfig) -> Engine:
     model = load_report.describe_model(checkpoint, decoder_config, quantization)
     logger.info("model loaded", extra={"fields": {**model, **_as_fields(info), **memory}})
     return Engine(
-        ModelRunner(decoder, cache, sampler, info, device, num_valid, followers),
+        ModelRunner(forward_pass, cache, sampler, info, device, num_valid, followers),
         info,
         eos_token_ids=checkpoint.eos_token_ids,
         max_num_seqs=config.max_num_seqs,
@@ -99,6 +106,12 @@ def load_engine(config: EngineConfig) -> Engine:
         enable_prefix_caching=config.enable_prefix_caching,
         grammars=GrammarCompiler(
             partial(read_token_bytes, checkpoint), num_valid, checkpoint.eos_token_ids
+        ),
+        speculator=speculation.speculator(
+            backend,
+            Ends(checkpoint.eos_token_ids, max_model_len),
+            num_blocks,
+            is_exact=forward_pass.batch_invariant,
         ),
     )
 
@@ -191,6 +204,7 @@ def resolve_num_blocks(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
+    draft_block_bytes: int = 0,
 ) -> int:
     """Blocks of the KV cache: what the memory holds, at most what can ever be in use."""
     if config.block_size < 1:
@@ -198,6 +212,7 @@ def resolve_num_blocks(
     block_bytes = kv_cache.bytes_per_block(
         decoder_config, config.block_size, dtype, config.kv_cache_dtype
     )
+    block_bytes += draft_block_bytes
     num_ranks = config.tensor_parallel_size
     if config.kv_cache_memory_bytes is not None:  # of all ranks together
         cache_bytes = config.kv_cache_memory_bytes // num_ranks

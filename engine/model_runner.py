@@ -8,20 +8,20 @@ import logging
 from collections.abc import Iterator
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice, takewhile
 
 import torch
 
+from engine.backends.base import ForwardPass
 from engine.batch import Batch, StepInput
 from engine.errors import RankLost
 from engine.followers import Followers
 from engine.kv_cache import KVCache
 from engine.logprobs import prompt_logprobs
 from engine.messages import EngineInfo, TokenLogprobs
-from engine.models.decoder import Decoder
 from engine.results import ChunkResult
-from engine.sampler import Sampler
-from engine.sequence import Chunk
+from engine.sampler import Sample, Sampler
+from engine.sequence import Chunk, DraftedSequence, Sampled
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class ModelRunner:
     """A loaded model on one device."""
 
-    decoder: Decoder
+    decoder: ForwardPass
     kv_cache: KVCache
     sampler: Sampler
     info: EngineInfo
@@ -61,17 +61,15 @@ class ModelRunner:
         if self.followers is not None:
             self.followers.send(step)
         batch = Batch.of(step, self.info.block_size, self.device)
-        hidden = self.decoder.forward(batch, self.kv_cache)  # (num_tokens, hidden_size)
         # (n, vocab_size) float32 each, computed in this order by all ranks
-        logits_of_rows = (self.decoder.compute_logits(hidden[rows]) for rows in step.logits_rows)
+        logits_of_rows = self.decoder.logits(batch, self.kv_cache, step.logits_rows)
         results = [ChunkResult() for _ in chunks]
         if sampling:
             logits = next(logits_of_rows)
-            samples = self.sampler.sample(logits, [chunks[i].sequence for i in sampling])
-            for i, sample in zip(sampling, samples, strict=True):
-                results[i] = ChunkResult(
-                    sample.token_id, sample.logprobs, failed=sample.token_id is None
-                )
+            sampled = [row for i in sampling for row in sampled_rows(chunks[i])]
+            samples = iter(self.sampler.sample(logits, sampled))
+            for i in sampling:
+                results[i] = result_of(list(islice(samples, 1 + len(chunks[i].drafts))))
         for i, chunk in enumerate(chunks):
             if chunk.sequence.sampling.prompt_logprobs is not None:
                 results[i].prompt_logprobs.extend(self._prompt_logprobs(chunk, logits_of_rows))
@@ -95,10 +93,29 @@ class ModelRunner:
         return values
 
 
+def sampled_rows(chunk: Chunk) -> list[Sampled]:
+    """What the sampler gets for a chunk that samples: its sequence, then behind each draft."""
+    sequence, drafts = chunk.sequence, chunk.drafts
+    return [sequence, *(DraftedSequence(sequence, drafts[: i + 1]) for i in range(len(drafts)))]
+
+
+def result_of(samples: list[Sample]) -> ChunkResult:
+    """The result of a chunk from the samples of its rows: the tokens up to the first without."""
+    taken = list(takewhile(lambda sample: sample.token_id is not None, samples))
+    token_ids = [sample.token_id for sample in taken if sample.token_id is not None]
+    logprobs = [sample.logprobs for sample in taken if sample.logprobs is not None]
+    return ChunkResult(token_ids, logprobs or None, failed=not taken)
+
+
 def _logits_rows(chunks: ListLike[Chunk], sampling: list[int]) -> list[list[int]]:
-    """The last row of what samples, then the rows before the wanted prompt tokens, in pieces."""
+    """The last row of what samples with those of its drafts, then the rows before the wanted prompt
+    tokens, in pieces.
+    """
     starts = list(accumulate((chunk.num_tokens for chunk in chunks), initial=0))
-    rows = [[starts[i + 1] - 1 for i in sampling]] if sampling else []
+    rows = []
+    if sampling:
+        ends = ((starts[i + 1], 1 + len(chunks[i].drafts)) for i in sampling)
+        rows.append([row for end, count in ends for row in range(end - count, end)])
     for start, chunk in zip(starts[:-1], chunks, strict=True):
         if chunk.sequence.sampling.prompt_logprobs is not None:
             stop = start + len(_prompt_targets(chunk))

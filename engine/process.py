@@ -5,6 +5,7 @@ what arrived, step, send what came out. One thread. Ends on SIGTERM or when its 
 standard input.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -166,6 +167,8 @@ def main() -> None:
     except EngineError as exc:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(1)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: a collection that walks through it is a stall of a stream
     loop = EngineLoop(engine, transport)
 
     def stop(signum: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Logits to token ids: one sample per sequence, each by its own sampling params.
+"""Logits to token ids: one sample per row, each by its sequence's sampling params.
 
 A token is a function of the sequence's seed, its position and its distribution alone: a sequence
 gets the same token alone and in any batch. Knows nothing of stopping, text or the KV cache. Called
@@ -6,6 +6,9 @@ by the model runner after each forward pass.
 
 Order: logprobs of the raw distribution; logit bias, min_tokens, penalties; then temperature, top_k,
 top_p, min_p. What a grammar needs to be completed in time replaces what was drawn.
+
+Drafts are verified by sampling behind each of them: a row counts as long as what was sampled in the
+row before is the draft that it stands behind.
 """
 
 from collections.abc import Sequence as Items
@@ -18,15 +21,16 @@ from engine.logits_processors import apply_logits_processors, has_processors
 from engine.logprobs import prompt_logprobs
 from engine.messages import TokenLogprobs
 from engine.noise import uniforms
-from engine.sequence import Sequence
-from engine.top_tokens import argmax
+from engine.sequence import DraftedSequence, Sampled
+from engine.top_tokens import Peaks
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was sampled for one sequence."""
+    """What was sampled for one row."""
 
-    token_id: int | None  # None: no number in the logits to sample by, this sequence fails
+    # None: no number in the logits to sample by, or a row behind a draft that is not to be taken
+    token_id: int | None
     logprobs: TokenLogprobs | None  # where the sequence asks for them
 
 
@@ -48,12 +52,13 @@ class Sampler:
         if not all(0 <= token_id < vocab_size for token_id in self._eos_token_ids):
             raise ValueError(f"eos ids {self._eos_token_ids} in a vocabulary of {vocab_size}")
 
-    def sample(self, logits: torch.Tensor, sequences: Items[Sequence]) -> list[Sample]:
+    def sample(self, logits: torch.Tensor, sequences: Items[Sampled]) -> list[Sample]:
         """Return one sample for each row of `logits` (n, vocab) float32, which may be modified.
 
         Row i is the distribution of the token at position `num_tokens` of sequence i. A row with
         NaN or +Inf, or with nothing left to sample, gives a sample without token and leaves the
-        others alone.
+        others alone. Drafted sequences come right after their sequence, with one draft, two, and so
+        on; from the first on whose drafts were not sampled they get no token.
         Raises ValueError when the shape is not one row of the vocabulary's size per sequence.
         """
         if logits.shape != (len(sequences), self._vocab_size):
@@ -63,19 +68,18 @@ class Sampler:
             )
         if not sequences:
             return []
-        raw_maxima = logits.amax(-1)  # NaN or +Inf where a row holds one
+        peaks = Peaks.of(logits, self._num_valid_tokens)
+        are_usable = peaks.are_usable
         wanting = [row for row, seq in enumerate(sequences) if seq.sampling.logprobs is not None]
         raw = take(logits, wanting) if wanting else logits[:0]
         if any(map(has_processors, sequences)):
             raw = raw.clone()  # what follows changes the logits in place
             apply_logits_processors(logits, sequences, self._eos_token_ids)
-        valid = logits[:, : self._num_valid_tokens]
-        maxima = valid.amax(-1)
-        is_usable = raw_maxima.isfinite() & maxima.isfinite()
-        token_ids: list[int] = torch.where(
-            is_usable, self._token_ids(valid, maxima, sequences), -1
-        ).tolist()
-        token_ids = list(map(_vetted, token_ids, sequences))
+            peaks = Peaks.of(logits, self._num_valid_tokens)
+            are_usable = are_usable & peaks.are_usable
+        chosen = self._token_ids(logits[:, : self._num_valid_tokens], peaks, sequences)
+        token_ids: list[int] = torch.where(are_usable, chosen, -1).tolist()
+        token_ids = _verified(token_ids, sequences)
         logprobs = self._logprobs(raw, wanting, token_ids, sequences)
         return [
             Sample(token_id if token_id >= 0 else None, logprobs.get(row))
@@ -83,23 +87,20 @@ class Sampler:
         ]
 
     def _token_ids(
-        self, logits: torch.Tensor, maxima: torch.Tensor, sequences: Items[Sequence]
+        self, logits: torch.Tensor, peaks: Peaks, sequences: Items[Sampled]
     ) -> torch.Tensor:
         """Return a token id for each row, as (n,) int64; any id where the row is not usable."""
         drawn = [row for row, seq in enumerate(sequences) if seq.sampling.temperature > 0]
         if not drawn:
-            return argmax(logits)
-        result = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
-        greedy = [row for row, seq in enumerate(sequences) if seq.sampling.temperature == 0]
-        if greedy:
-            result[greedy] = argmax(take(logits, greedy))
+            return peaks.ids
+        result = peaks.ids.clone()
         noise = uniforms(
             [sequences[row].sampling.seed for row in drawn],
             [sequences[row].num_tokens for row in drawn],
         )
         result[drawn] = draw_tokens(
             take(logits, drawn),
-            maxima[drawn],
+            peaks.values[drawn],
             [sequences[row].sampling for row in drawn],
             torch.from_numpy(noise).to(logits.device),
         )
@@ -110,7 +111,7 @@ class Sampler:
         raw: torch.Tensor,
         wanting: list[int],
         token_ids: list[int],
-        sequences: Items[Sequence],
+        sequences: Items[Sampled],
     ) -> dict[int, TokenLogprobs]:
         """Return the logprobs of the rows `wanting`, of which `raw` holds one row each, by row."""
         groups: dict[int, list[int]] = {}  # number of top tokens -> rows of `raw`
@@ -131,7 +132,22 @@ class Sampler:
         return result
 
 
-def _vetted(token_id: int, sequence: Sequence) -> int:
+def _verified(token_ids: list[int], sequences: Items[Sampled]) -> list[int]:
+    """What to take of what was sampled in each row, -1 for nothing."""
+    taken: list[int] = []
+    for token_id, sampled in zip(token_ids, sequences, strict=True):
+        if isinstance(sampled, DraftedSequence):
+            grammar, draft = sampled.grammar, sampled.drafts[-1]
+            if taken[-1] != draft or (grammar is not None and grammar.is_complete):
+                taken.append(-1)
+                continue
+            if grammar is not None:
+                grammar.take_draft(draft)
+        taken.append(_vetted(token_id, sampled))
+    return taken
+
+
+def _vetted(token_id: int, sequence: Sampled) -> int:
     """The token of a sequence, whose grammar may have to be completed: see grammar_closing.py."""
     if token_id < 0 or sequence.grammar is None:
         return token_id

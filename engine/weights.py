@@ -104,7 +104,7 @@ def load_decoder(
                 for _ in pool.map(_call, work):
                     pass
     if config.normalizes_head:
-        _normalize_rows(decoder.head)
+        decoder.head.weight = backend.prepare_plain(_normalized_rows(decoder.head))
     if config.tie_word_embeddings:
         decoder.head.weight = decoder.embedding.weight
     return decoder
@@ -213,14 +213,19 @@ class _Loader:
         return jobs
 
     def finish(self, modules: dict[str, Module]) -> list[Job]:
-        """What comes after `fill`: quantizing, where it is wanted."""
-        if self._quantization is None:
-            return []
-        return [
-            partial(self._quantize, module, self._quantization)
-            for name, module in modules.items()
-            if isinstance(module, Linear) and name.endswith(_QUANTIZED_MODULES)
-        ]
+        """What comes after `fill`: quantizing, where it is wanted, and the backend's own form."""
+        jobs: list[Job] = []
+        for name, module in modules.items():
+            if not isinstance(module, Linear | Embedding):
+                continue
+            if isinstance(module, Linear) and self._is_quantized(name):
+                jobs.append(partial(self._quantize, module))
+            elif not (name == "head" and self._config.normalizes_head):
+                jobs.append(partial(self._prepare_plain, module))
+        return jobs
+
+    def _is_quantized(self, name: str) -> bool:
+        return self._quantization is not None and name.endswith(_QUANTIZED_MODULES)
 
     def _fill_packed(self, module: Linear, parts: list[Placement]) -> None:
         columns = parts[0].columns  # what is cut by columns has one part
@@ -239,7 +244,9 @@ class _Loader:
         module.weight = prepared[0] if len(prepared) == 1 else StackedWeight(prepared)
 
     def _fill_table(self, module: Embedding, part: Placement) -> None:
-        module.weight = self._backend.prepare_table(self._read_packed(part).to(self._device))
+        module.weight = self._backend.prepare_table(
+            self._read_packed(part).to(self._device), self._dtype
+        )
 
     def _prepare(self, weight: GroupwiseWeight) -> QuantizedWeight:
         return self._backend.prepare(weight.to(self._device), self._dtype)
@@ -254,9 +261,14 @@ class _Loader:
         weight = self._source.read_packed(part.source)
         return weight if part.row_order is None else weight.select_rows(part.row_order)
 
-    def _quantize(self, module: Linear, target: Target) -> None:
+    def _quantize(self, module: Linear) -> None:
+        if isinstance(module.weight, torch.Tensor) and self._quantization is not None:
+            quantized = quantize(module.weight, self._quantization)
+            module.weight = self._backend.prepare(quantized, self._dtype)
+
+    def _prepare_plain(self, module: Linear | Embedding) -> None:
         if isinstance(module.weight, torch.Tensor):
-            module.weight = self._backend.prepare(quantize(module.weight, target), self._dtype)
+            module.weight = self._backend.prepare_plain(module.weight)
 
 
 def _allocate(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -266,11 +278,13 @@ def _allocate(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> to
         raise ConfigError(f"The model's weights do not fit into the memory of {device}.") from exc
 
 
-def _normalize_rows(head: Linear) -> None:
+def _normalized_rows(head: Linear) -> torch.Tensor:
+    """The head's weight, whose rows get a norm of 1 in place."""
     if not isinstance(head.weight, torch.Tensor):
         raise CheckpointError("A quantised output head whose rows are normalised is not supported.")
     for rows in torch.split(head.weight, _NORMALIZED_ROWS):
         rows.copy_(F.normalize(rows.float(), dim=1))
+    return head.weight
 
 
 def open_source(checkpoint: Checkpoint, *, keeps_packed: bool = False) -> WeightSource:

@@ -4,13 +4,19 @@
 Tensors are on the backend's device, activations in the model's dtype unless said otherwise.
 """
 
-from typing import Protocol
+from collections.abc import Iterator
+from collections.abc import Sequence as ListLike
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from engine.batch import Batch
-from engine.kv_cache import LayerCache
+from engine.kv_cache import KVCache, LayerCache
+from engine.models.config import DecoderConfig
 from engine.quant.groupwise import GroupwiseWeight, QuantizedTable, QuantizedWeight
+
+if TYPE_CHECKING:
+    from engine.models.decoder import Decoder
 
 
 class StepAttention(Protocol):
@@ -36,6 +42,34 @@ class StepAttention(Protocol):
         scaled scores slope * (key position - query position), with `alibi_slopes` (num_heads,)
         float32. Slots outside a sequence never influence it, whatever they hold (NaN included).
         Returns (num_tokens, num_heads * head_dim).
+        """
+        ...
+
+
+class ForwardPass(Protocol):
+    """A loaded model as the engine computes it: engine/models/decoder.py, or a backend's own."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a token's result is the same, bit for bit, whatever is computed beside it."""
+        ...
+
+    def forward(self, batch: Batch, kv_cache: KVCache) -> torch.Tensor:
+        """Hidden states of the batch's tokens: (num_tokens, hidden_size)."""
+        ...
+
+    def compute_logits(self, hidden_rows: torch.Tensor) -> torch.Tensor:
+        """Logits of rows of `forward`'s result: (n, hidden_size) -> (n, vocab_size) float32."""
+        ...
+
+    def logits(
+        self, batch: Batch, kv_cache: KVCache, rows: ListLike[list[int]]
+    ) -> Iterator[torch.Tensor]:
+        """Compute the batch now, then give the logits of each piece of `rows` of its tokens:
+        (length of the piece, vocab_size) float32.
         """
         ...
 
@@ -67,8 +101,16 @@ class Backend(Protocol):
         """Whether products with any groupwise weight are fast; then GGUF weights stay packed."""
         ...
 
-    def prepare_table(self, weight: GroupwiseWeight) -> QuantizedTable:
+    def prepare_table(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedTable:
         """`prepare` for an embedding, whose rows are looked up and which may be the head too."""
+        ...
+
+    def prepare_plain(self, weight: torch.Tensor) -> torch.Tensor | QuantizedTable:
+        """The same for a weight or an embedding that is not quantized."""
+        ...
+
+    def compile(self, decoder: "Decoder", kv_cache: KVCache) -> "ForwardPass":
+        """The fastest way to compute a loaded decoder over `kv_cache`; perhaps itself."""
         ...
 
     def rms_norm(

@@ -1,17 +1,24 @@
-"""The backend for CPUs: the reference, with kernels for packed integer weights.
+"""The backend for CPUs: compiled kernels for whole decoders, or for single products of others.
 
-They multiply without dequantizing the weight first: at one row that is what memory allows. Ours are
-engine/kernels/groupwise.py; where they were not compiled, torch has some.
+Where the kernels were not compiled it is the reference, with torch's own products for packed
+integer weights.
 """
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
+from engine.backends.base import ForwardPass
 from engine.backends.reference import ReferenceBackend
 from engine.kernels import library
-from engine.kernels.groupwise import CompiledWeight
+from engine.kernels.forward import CompiledDecoder, reason_against
+from engine.kernels.panels import pack, pack_plain
+from engine.kv_cache import KVCache
+from engine.models.decoder import Decoder
 from engine.quant.groupwise import GroupwiseWeight, QuantizedTable, QuantizedWeight
+
+logger = logging.getLogger(__name__)
 
 _INT4_GROUP_SIZES = (32, 64, 128, 256)
 _INT4_ROWS = 16  # the kernel wants a multiple
@@ -81,8 +88,11 @@ class CpuBackend(ReferenceBackend):
 
     name = "cpu"
 
-    def __init__(self, *, compiled: bool = True) -> None:
-        self._library = library.load() if compiled else None
+    def __init__(self, *, compiled: bool = True, variant: str | None = None) -> None:
+        """`variant` names the library of kernels; None = the best for this CPU."""
+        self._library = None
+        if compiled:
+            self._library = library.load_variant(variant) if variant else library.load()
 
     @property
     def has_groupwise_kernels(self) -> bool:  # type: ignore[override]
@@ -92,10 +102,22 @@ class CpuBackend(ReferenceBackend):
         """Falls back on dequantize-then-matmul for groups that the kernels do not have."""
         if self._library is None:
             return _prepare_for_torch(weight, dtype)
-        return CompiledWeight.pack(weight, self._library) or weight
+        return pack(weight, dtype, self._library) or weight
 
-    def prepare_table(self, weight: GroupwiseWeight) -> QuantizedTable:
-        return (self._library and CompiledWeight.pack(weight, self._library)) or weight
+    def prepare_table(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedTable:
+        return (self._library and pack(weight, dtype, self._library)) or weight
+
+    def prepare_plain(self, weight: torch.Tensor) -> torch.Tensor | QuantizedTable:
+        return (self._library and pack_plain(weight, self._library)) or weight
+
+    def compile(self, decoder: Decoder, kv_cache: KVCache) -> ForwardPass:
+        if self._library is None:
+            return decoder
+        reason = reason_against(decoder)
+        if reason is None:
+            return CompiledDecoder(decoder, kv_cache, self._library)
+        logger.info("the compiled forward pass is not used: %s", reason)
+        return decoder
 
 
 def _prepare_for_torch(weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedWeight:

@@ -7,13 +7,18 @@ token and never reads memory that nobody wrote.
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from engine.backends.base import ForwardPass
 from engine.batch import Batch
-from engine.kv_cache import LayerCache
+from engine.kv_cache import KVCache, LayerCache
 from engine.quant.groupwise import GroupwiseWeight, QuantizedTable, QuantizedWeight
+
+if TYPE_CHECKING:
+    from engine.models.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +217,14 @@ class ReferenceBackend:
     def prepare(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedWeight:
         return weight
 
-    def prepare_table(self, weight: GroupwiseWeight) -> QuantizedTable:
+    def prepare_table(self, weight: GroupwiseWeight, dtype: torch.dtype) -> QuantizedTable:
         return weight
+
+    def prepare_plain(self, weight: torch.Tensor) -> torch.Tensor | QuantizedTable:
+        return weight
+
+    def compile(self, decoder: "Decoder", kv_cache: KVCache) -> ForwardPass:
+        return decoder
 
     def rms_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, scales_in_float32: bool = False

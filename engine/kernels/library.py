@@ -17,24 +17,25 @@ logger = logging.getLogger(__name__)
 
 # by torch's name for what a CPU can do, best first
 _LIBRARIES = {
-    "AVX512": ("x86_64_v4_bf16", "x86_64_v4", "x86_64_v3", "generic"),
+    "AVX512": ("x86_64_v4_bf16", "x86_64_v4_vnni", "x86_64_v3", "generic"),
     "AVX2": ("x86_64_v3", "generic"),
 }
 # what torch's names do not tell, and the library that needs it
-_NEEDED_FLAG = {"x86_64_v4_bf16": "avx512_bf16"}
-_POINTER, _INTEGER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-# codes, scales, offsets, zero, rows, columns, group_size, bits, scale_bytes
-_WEIGHT: tuple[Any, ...] = (
-    _POINTER,
-    _POINTER,
-    _POINTER,
-    _FLOAT,
-    _INTEGER,
-    _INTEGER,
-    _INTEGER,
-    _INT,
-    _INT,
-)
+_NEEDED_FLAGS = {
+    "x86_64_v4_bf16": frozenset(("avx512_bf16", "avx512_vnni")),
+    "x86_64_v4_vnni": frozenset(("avx512_vnni",)),
+}
+_POINTER, _INTEGER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_FUNCTIONS: dict[str, tuple[list[Any], Any]] = {  # arguments and result, see kernels.cpp
+    "struct_sizes": ([_POINTER], None),
+    "weight_bytes": ([_POINTER], _INTEGER),
+    "pack_codes": ([_POINTER] * 5, None),
+    "pack_plain": ([_POINTER] * 3, None),
+    "read_rows": ([_POINTER, _POINTER, _INTEGER, _POINTER], None),
+    "multiply_rows": ([_POINTER, _INT, _POINTER, _INTEGER, _POINTER], None),
+    "find_peaks": ([_POINTER, _INTEGER, _INTEGER, _INTEGER, _POINTER], None),
+    "decoder_forward": ([_POINTER] * 4, None),
+}
 
 
 @cache
@@ -55,7 +56,7 @@ def variants() -> list[str]:
     """Names of the libraries that this CPU can run, best first."""
     names = _LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
     flags = cpu_flags()
-    return [name for name in names if _NEEDED_FLAG.get(name, "") in ("", *flags)]
+    return [name for name in names if _NEEDED_FLAGS.get(name, frozenset()) <= flags]
 
 
 def cpu_flags() -> frozenset[str]:
@@ -78,16 +79,7 @@ def load_variant(name: str) -> ctypes.CDLL | None:
     except OSError as exc:
         logger.warning("%s cannot be loaded: %s", spec.origin, exc)
         return None
-    library.groupwise_multiply.argtypes = [*_WEIGHT, _POINTER, _INTEGER, _POINTER]
-    library.groupwise_multiply.restype = None
-    if has_bfloat16(library):
-        library.groupwise_multiply_bfloat16.argtypes = [*_WEIGHT, _POINTER, _INTEGER, _POINTER]
-        library.groupwise_multiply_bfloat16.restype = None
-    library.groupwise_dequantize.argtypes = [*_WEIGHT, _POINTER, _INT]
-    library.groupwise_dequantize.restype = None
+    for function, (arguments, result) in _FUNCTIONS.items():
+        getattr(library, function).argtypes = arguments
+        getattr(library, function).restype = result
     return library
-
-
-def has_bfloat16(library: ctypes.CDLL) -> bool:
-    """Whether it multiplies bfloat16 without widening it to float32."""
-    return hasattr(library, "groupwise_multiply_bfloat16")

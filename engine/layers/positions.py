@@ -34,17 +34,21 @@ class PositionEncoding:
         self._dtype = dtype
         self._logn_length = config.logn_length
         self._rotary = None
-        self._slopes = None
+        self.slopes: torch.Tensor | None = None  # ALiBi's, (num_heads,) float32
         if config.rope is None:
             heads = parallel.share(config.num_heads)
-            self._slopes = alibi_slopes(config.num_heads)[heads.start : heads.stop].to(device)
+            self.slopes = alibi_slopes(config.num_heads)[heads.start : heads.stop].to(device)
         else:
             self._rotary = Rotary(config.rope, dtype=dtype, device=device)
 
     def lookup(self, batch: Batch) -> Positions:
         """The positions of the tokens of `batch`."""
         rotary = None if self._rotary is None else self._rotary.lookup(batch)
-        return Positions(rotary, self._slopes, self._query_scale(batch.positions))
+        return Positions(rotary, self.slopes, self._query_scale(batch.positions))
+
+    def frequencies(self, theta: float) -> torch.Tensor | None:
+        """Angles per position for the base `theta`, (rotary_dim / 2,) float32; None with ALiBi."""
+        return None if self._rotary is None else self._rotary.frequencies(theta)
 
     def _query_scale(self, positions: torch.Tensor) -> torch.Tensor | None:
         """LogN: log of the 1-based position, to the base of the length trained on, at least 1.

@@ -17,7 +17,7 @@ class Rotary:
     def __init__(self, rope: Rope, *, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
         self._magnitude = rope.scaling.attention_factor
-        self._frequencies = lru_cache(_CACHED_THETAS)(
+        self.frequencies = lru_cache(_CACHED_THETAS)(
             lambda theta: rotary_frequencies(rope, theta).to(device)
         )
 
@@ -35,7 +35,7 @@ class Rotary:
     def _batch_frequencies(self, batch: Batch) -> torch.Tensor:
         """(num_tokens, rotary_dim / 2), or (1, ...) where all sequences have the same ones."""
         thetas = dict.fromkeys(batch.rope_thetas)
-        rows = torch.stack([self._frequencies(theta) for theta in thetas])
+        rows = torch.stack([self.frequencies(theta) for theta in thetas])
         if len(thetas) == 1:
             return rows
         index = {theta: row for row, theta in enumerate(thetas)}

@@ -5,6 +5,9 @@ no checkpoint format (engine/weights.py fills it) and no kernel (the backend doe
 Inference only; parameters are plain tensors.
 """
 
+from collections.abc import Iterator
+from collections.abc import Sequence as ListLike
+
 import torch
 
 from engine.backends.base import Backend, StepAttention
@@ -80,6 +83,8 @@ class Decoder:
     `unit` is the least number of columns that tensor parallelism keeps together.
     """
 
+    batch_invariant = False  # torch multiplies one row in another order than eight
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -128,6 +133,13 @@ class Decoder:
         """Logits of rows of `forward`'s result: (n, hidden_size) -> (n, vocab_size) float32."""
         logits = self.head(hidden_rows)
         return self.parallel.all_gather(logits, self.config.vocab_size, VOCABULARY_UNIT).float()
+
+    def logits(
+        self, batch: Batch, kv_cache: KVCache, rows: ListLike[list[int]]
+    ) -> Iterator[torch.Tensor]:
+        """See engine/backends/base.py: ForwardPass."""
+        hidden = self.forward(batch, kv_cache)
+        return (self.compute_logits(hidden[piece]) for piece in rows)
 
     def modules(self) -> dict[str, Module]:
         """All that has parameters to fill, by name; not a tied head."""

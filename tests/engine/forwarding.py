@@ -15,15 +15,23 @@ BLOCK_SIZE = 4
 
 
 class Forwarder:
-    """A decoder with a KV cache full of NaN: whatever reads a slot nobody wrote is found out."""
+    """A decoder as its backend computes it, with a KV cache full of NaN: whatever reads a slot that
+    nobody wrote is found out.
+    """
 
     def __init__(
-        self, decoder: Decoder, num_blocks: int = 256, kv_cache_dtype: KVCacheDtype = "auto"
+        self,
+        decoder: Decoder,
+        num_blocks: int = 256,
+        kv_cache_dtype: KVCacheDtype = "auto",
+        block_size: int = BLOCK_SIZE,
     ) -> None:
         self.decoder = decoder
+        self._block_size = block_size
         self.kv_cache = KVCache.allocate(
-            decoder.config, num_blocks, BLOCK_SIZE, decoder.dtype, decoder.device, kv_cache_dtype
+            decoder.config, num_blocks, block_size, decoder.dtype, decoder.device, kv_cache_dtype
         )
+        self.forward_pass = decoder.backend.compile(decoder, self.kv_cache)
         for tensor in self.kv_cache.tensors():
             tensor.fill_(float("nan") if tensor.is_floating_point() else 99)
         self._free = list(range(num_blocks))
@@ -35,15 +43,19 @@ class Forwarder:
         request = EngineRequest(id="s", prompt_token_ids=token_ids, sampling=sampling)
         theta = self.decoder.config.rope_theta(num_prompt_tokens or len(token_ids))
         sequence = Sequence(request, arrival=0, rope_theta=theta)
-        num_blocks = -(-len(token_ids) // BLOCK_SIZE)
+        num_blocks = -(-len(token_ids) // self._block_size)
         sequence.block_table = [self._free.pop() for _ in range(num_blocks)]
         return sequence
 
     def step(self, chunks: list[Chunk]) -> list[torch.Tensor]:
         """Compute one step; the logits of each chunk: (num_tokens, vocab_size) float32."""
-        batch = Batch.build(chunks, BLOCK_SIZE, self.decoder.device)
-        logits = self.decoder.compute_logits(self.decoder.forward(batch, self.kv_cache))
-        return list(logits.split_with_sizes([chunk.num_tokens for chunk in chunks]))
+        return [self.forward_pass.compute_logits(hidden) for hidden in self.hidden(chunks)]
+
+    def hidden(self, chunks: list[Chunk]) -> list[torch.Tensor]:
+        """Compute one step; the hidden states of each chunk: (num_tokens, hidden_size)."""
+        batch = Batch.build(chunks, self._block_size, self.decoder.device)
+        hidden = self.forward_pass.forward(batch, self.kv_cache)
+        return list(hidden.split_with_sizes([chunk.num_tokens for chunk in chunks]))
 
     def logits(
         self, token_ids: list[int], chunk_size: int, num_prompt_tokens: int | None = None

@@ -4,6 +4,7 @@ They are a function of the tokens before, so a sequence samples the same however
 """
 
 from collections.abc import Sequence as ListLike
+from itertools import islice
 
 import msgspec
 import torch
@@ -11,9 +12,11 @@ import torch
 from engine.core import Engine
 from engine.grammar_compiler import Grammars
 from engine.messages import EngineRequest, Grammar, SamplingParams
+from engine.model_runner import result_of, sampled_rows
 from engine.results import ChunkResult
 from engine.sampler import Sampler
-from engine.sequence import Chunk
+from engine.sequence import Chunk, DraftedSequence, Sampled
+from engine.speculation.speculator import Speculator
 from tests.engine.grammars import EOS, VOCAB_SIZE, InlineGrammars
 from tests.engine.toy_runner import ToyRunner, prefix_hash, toy_engine
 
@@ -28,13 +31,16 @@ class RandomRunner(ToyRunner):
         rows = [i for i, chunk in enumerate(chunks) if chunk.samples]
         if not rows:
             return results
-        sequences = [chunks[i].sequence for i in rows]
-        logits = torch.stack([_logits(sequence.token_ids) for sequence in sequences])
-        samples = self.sampler.sample(logits, sequences)
-        for i, sample in zip(rows, samples, strict=True):
-            failed = sample.token_id is None
-            results[i] = ChunkResult(sample.token_id, sample.logprobs, failed=failed)
+        sampled = [row for i in rows for row in sampled_rows(chunks[i])]
+        samples = iter(self.sampler.sample(torch.stack(list(map(self.logits, sampled))), sampled))
+        for i in rows:
+            results[i] = result_of(list(islice(samples, 1 + len(chunks[i].drafts))))
         return results
+
+    def logits(self, sampled: Sampled) -> torch.Tensor:
+        if isinstance(sampled, DraftedSequence):
+            return _logits([*sampled.sequence.token_ids, *sampled.drafts])
+        return _logits(sampled.token_ids)
 
 
 def _logits(token_ids: list[int]) -> torch.Tensor:
@@ -43,13 +49,21 @@ def _logits(token_ids: list[int]) -> torch.Tensor:
 
 
 def random_engine(
-    grammars: Grammars | None = None, *, num_blocks: int = 600, max_num_seqs: int = 4
+    grammars: Grammars | None = None,
+    *,
+    num_blocks: int = 600,
+    max_num_seqs: int = 4,
+    max_model_len: int = 2000,
+    enable_prefix_caching: bool = True,
+    speculator: Speculator | None = None,
 ) -> Engine:
     engine, _ = toy_engine(
+        speculator=speculator,
         num_blocks=num_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=16,
-        max_model_len=2000,
+        max_model_len=max_model_len,
+        enable_prefix_caching=enable_prefix_caching,
         eos_token_ids=(EOS,),
     )
     engine.info = msgspec.structs.replace(engine.info, vocab_size=VOCAB_SIZE)

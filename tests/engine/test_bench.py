@@ -15,7 +15,9 @@ from tests.engine import tiny_models
 def test_the_parts_of_a_step_add_up(tmp_path: Path, num_sequences: int) -> None:
     model = tiny_models.write(tiny_models.build("qwen2"), tmp_path / "model")
     engine = load_engine(
-        EngineConfig(model=str(model), dtype="float32", kv_cache_memory_bytes=1 << 20)
+        EngineConfig(
+            model=str(model), dtype="float32", kv_cache_memory_bytes=1 << 20, speculation="off"
+        )
     )
     for part in range(2):  # the clocks of the first are off again
         ms = measure(

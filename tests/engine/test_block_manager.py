@@ -134,3 +134,16 @@ def test_a_leak_is_an_error() -> None:
     compute(blocks, [1])
     with pytest.raises(InvariantViolated, match="1 KV blocks leaked"):
         blocks.check_idle()
+
+
+def test_shrinking_frees_what_the_tokens_do_not_need() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=4)
+    one = sequence([1, 2, 3, 4, 5])
+    blocks.allocate(one, 14)
+    table = list(one.block_table)
+    blocks.shrink(one, 5)
+    assert one.block_table == table[:2] and blocks.num_free_blocks == 6
+    blocks.shrink(one, 8)
+    assert one.block_table == table[:2]
+    blocks.free(one)
+    blocks.check_idle()

@@ -1,9 +1,12 @@
 """When a request ends, and with what; random load is in test_core_properties.py."""
 
+from typing import Any
+
 import pytest
 
 from engine.errors import RequestRejected
 from engine.messages import EngineRequest, Event, Fault, Finished, SamplingParams, TokenEvent
+from engine.results import ChunkResult
 from tests.engine.toy_runner import VOCAB_SIZE, expected_output, make_request, toy_engine
 
 
@@ -44,6 +47,33 @@ def test_ignore_eos_goes_on_but_stop_token_ids_still_stop() -> None:
     last = drain(engine)[-1]
     assert isinstance(last, Finished)
     assert (last.reason, last.stop_token_id, last.num_output_tokens) == ("stop", output[4], 5)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected", "reason"),
+    [
+        ({"stop_token_ids": (12,)}, [10, 11], "stop"),
+        ({"stop_token_ids": (10,)}, [], "stop"),
+        ({"max_tokens": 2}, [10, 11], "length"),
+        ({"max_tokens": 3, "stop_token_ids": (12,)}, [10, 11], "stop"),
+    ],
+)
+def test_whatever_a_step_gives_nothing_comes_behind_an_end(
+    monkeypatch: pytest.MonkeyPatch, sampling: dict[str, Any], expected: list[int], reason: str
+) -> None:
+    engine, runner = toy_engine()
+    monkeypatch.setattr(
+        runner, "run", lambda chunks: [ChunkResult([10, 11, 12, 13]) for _ in chunks]
+    )
+    engine.add(make_request("a", [1, 2, 3], **{"max_tokens": 9, **sampling}))
+    *events, last = engine.step()
+    assert [event.token_ids for event in events if isinstance(event, TokenEvent)] == (
+        [expected] if expected else []
+    )
+    assert isinstance(last, Finished) and last.reason == reason
+    assert last.num_output_tokens == len(expected) + (reason == "stop")
+    assert engine.stats().generation_tokens == last.num_output_tokens
+    engine.scheduler.block_manager.check_idle()
 
 
 def test_the_context_ends_it_with_length() -> None:

@@ -19,7 +19,9 @@ from hypothesis.stateful import (
 
 from engine.errors import RequestRejected
 from engine.messages import EngineRequest, Event, Finished, TokenEvent
-from tests.engine.toy_runner import expected_output, make_request, toy_engine
+from engine.sequence import Sequence
+from tests.engine.speculation.drafting import OracleProposer, eager
+from tests.engine.toy_runner import VOCAB_SIZE, expected_output, make_request, toy_engine
 
 # few distinct tokens and shared beginnings, so that prompts often have equal prefixes
 PREFIXES = [[1] * 13, [2, 3] * 6, []]
@@ -30,6 +32,10 @@ prompts = st.builds(
 )
 
 
+def what_follows(sequence: Sequence, count: int) -> list[int]:
+    return expected_output(sequence.token_ids, count)
+
+
 class EngineMachine(RuleBasedStateMachine):
     @initialize(
         num_blocks=st.integers(2, 14),
@@ -37,11 +43,25 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         extra_budget=st.integers(0, 6),
         caching=st.booleans(),
+        speculation=st.none() | st.tuples(st.integers(0, 999), st.sampled_from([0.0, 0.3, 1.0])),
     )
     def build(
-        self, num_blocks: int, block_size: int, max_num_seqs: int, extra_budget: int, caching: bool
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        extra_budget: int,
+        caching: bool,
+        speculation: tuple[int, float] | None,
     ) -> None:
+        speculator = None
+        if speculation is not None:
+            seed, error_rate = speculation
+            speculator = eager(
+                OracleProposer(what_follows, VOCAB_SIZE, seed=seed, error_rate=error_rate)
+            )
         self.engine, self.runner = toy_engine(
+            speculator=speculator,
             num_blocks=num_blocks,
             block_size=block_size,
             max_num_seqs=max_num_seqs,
@@ -111,6 +131,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(not sequence.block_table for sequence in scheduler.waiting)
         assert len(scheduler.running) <= scheduler.max_num_seqs
         for sequence in scheduler.running:
+            assert len(sequence.block_table) <= blocks.num_blocks_for(sequence.num_tokens)
             assert len(set(sequence.block_table)) == len(sequence.block_table)
             assert sequence.num_computed_tokens < sequence.num_tokens
         if self.runner.num_tokens_per_step:

@@ -219,3 +219,26 @@ def test_random_tokens_give_valid_json(schema: dict[str, Any], seed: int) -> Non
         assert len(output) < 2000
     text = text_of([i for i in output if i != EOS])
     jsonschema.validate(json.loads(text), schema)
+
+
+def test_masks_behind_drafts_are_those_that_will_come() -> None:
+    text = '{"a": [1, 2], "b": "x"}'
+    state = state_of(of_schema({}))
+    ids = ids_of(text)
+    for start in (0, 3, 9):
+        state.update(ids[:start])
+        drafts = ids[start : start + 6]
+        state.mask()
+        for count in range(1, 7):
+            alone = state_of(of_schema({}), ids[: start + count])
+            assert state.mask_behind(drafts[:count]) == alone.mask()
+    state.take_draft(ids[9])
+    state.take_draft(ids[10])
+    assert state.mask() == state_of(of_schema({}), ids[:11]).mask()
+
+
+def test_a_draft_that_the_grammar_does_not_allow_has_nothing_behind_it() -> None:
+    state = state_of(Grammar(kind="regex", text="xy+z"))
+    assert any(state.mask_behind(ids_of("x")))
+    assert not any(state.mask_behind(ids_of("xq")))
+    assert state.problem is None and any(state.mask())

@@ -5,6 +5,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from engine.messages import SamplingParams
 from engine.penalties import PenaltyState, apply_penalties
+from engine.sequence import DraftedSequence, Sampled
 from tests.engine.sequences import make_sequence
 
 VOCAB = 40
@@ -80,3 +81,28 @@ def test_masked_logits_stay_masked() -> None:
     params = SamplingParams(max_tokens=9, repetition_penalty=0.5, frequency_penalty=-2.0)
     apply_penalties(logits, [make_sequence(params, [1], [2])])
     assert bool((logits == float("-inf")).all())
+
+
+@settings(max_examples=60)
+@given(
+    prompt=tokens.filter(bool),
+    output=tokens,
+    steps=st.lists(st.tuples(st.lists(st.integers(0, VOCAB - 1), max_size=5), tokens), max_size=4),
+)
+def test_drafts_count_as_output_until_others_come(
+    prompt: list[int], output: list[int], steps: list[tuple[list[int], list[int]]]
+) -> None:
+    """Each step: rows behind each draft, then what really came."""
+    params = SamplingParams(max_tokens=9, repetition_penalty=1.3, frequency_penalty=0.4)
+    sequence = make_sequence(params, prompt, output)
+    for drafts, came in steps:
+        rows: list[Sampled] = [sequence]
+        rows += (DraftedSequence(sequence, tuple(drafts[:i])) for i in range(1, 6))
+        logits = torch.randn(len(rows), VOCAB)
+        expected = torch.cat([logits[i : i + 1].clone() for i in range(len(rows))])
+        apply_penalties(logits, rows)
+        for i in range(len(rows)):
+            alone = make_sequence(params, prompt, sequence.output_ids + drafts[:i])
+            apply_penalties(expected[i : i + 1], [alone])
+        assert torch.equal(logits, expected)
+        sequence.token_ids += came

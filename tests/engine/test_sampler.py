@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import TopPLogitsWarper as TopP
 
 from engine.messages import SamplingParams
 from engine.sampler import Sample, Sampler
-from engine.sequence import Sequence
+from engine.sequence import DraftedSequence, Sampled, Sequence
 from tests.engine.sequences import make_sequence
 
 VOCAB = 3000
@@ -252,3 +253,66 @@ def test_wrong_shapes_and_ids_are_refused() -> None:
         Sampler(VOCAB, [VOCAB])
     with pytest.raises(ValueError, match="valid tokens"):
         Sampler(VOCAB, [EOS], num_valid_tokens=VOCAB + 1)
+
+
+class TestDrafts:
+    """Rows behind drafts: what each takes is what its sequence would take there."""
+
+    def rows(self, sequence: Sequence, drafts: tuple[int, ...]) -> list[Sampled]:
+        return [
+            sequence,
+            *(DraftedSequence(sequence, drafts[: i + 1]) for i in range(len(drafts))),
+        ]
+
+    def alone(self, logits: torch.Tensor, params: SamplingParams) -> list[Sample]:
+        """One token after the other, each from its row."""
+        sequence = make_sequence(params)
+        samples = []
+        for row in logits:
+            [sample] = Sampler(VOCAB, [EOS]).sample(row.clone().unsqueeze(0), [sequence])
+            assert sample.token_id is not None
+            sequence.token_ids.append(sample.token_id)
+            samples.append(sample)
+        return samples
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"temperature": 0.0},
+            {"seed": 5, "logprobs": 2},
+            {"seed": 6, "top_p": 0.8, "top_k": 40, "temperature": 2.0},
+            {"seed": 7, "repetition_penalty": 3.0, "frequency_penalty": 1.0, "top_k": 3},
+            {"seed": 8, "min_tokens": 3, "logit_bias": {EOS: 50.0, 9: 45.0}, "logprobs": 0},
+        ],
+    )
+    def test_they_are_taken_up_to_the_first_that_was_not_sampled(
+        self, values: dict[str, Any]
+    ) -> None:
+        params = SamplingParams(max_tokens=99, **values)
+        logits = random_logits(5)
+        expected = self.alone(logits, params)
+        token_ids = [sample.token_id or 0 for sample in expected]
+        for num_right in range(5):
+            drafts = token_ids[:num_right] + [1 + (t + 1) % 2900 for t in token_ids[num_right:4]]
+            other = make_sequence(SamplingParams(max_tokens=9, seed=1))
+            batch = [other, *self.rows(make_sequence(params), tuple(drafts)), other]
+            padded = torch.cat([random_logits(1, 8), logits, random_logits(1, 9)])
+            samples = Sampler(VOCAB, [EOS]).sample(padded, batch)[1:-1]
+            assert [s.token_id for s in samples] == (
+                token_ids[: num_right + 1] + [None] * (4 - num_right)
+            )
+            for sample, wanted in zip(samples[: num_right + 1], expected, strict=False):
+                assert (sample.logprobs is None) == (wanted.logprobs is None)
+                if sample.logprobs is not None and wanted.logprobs is not None:
+                    assert sample.logprobs.token_id == wanted.logprobs.token_id
+                    assert sample.logprobs.logprob == pytest.approx(wanted.logprobs.logprob)
+            assert all(sample.logprobs is None for sample in samples[num_right + 1 :])
+
+    def test_nan_behind_a_draft_is_not_the_end_of_the_sequence(self) -> None:
+        logits = random_logits(3)
+        token_ids = logits.argmax(-1).tolist()
+        logits[1, 5] = float("nan")
+        samples = Sampler(VOCAB, [EOS]).sample(
+            logits, self.rows(make_sequence(greedy()), tuple(token_ids[:2]))
+        )
+        assert [sample.token_id for sample in samples] == [token_ids[0], None, None]

@@ -149,3 +149,41 @@ def test_newcomers_leave_a_block_for_each_running_sequence() -> None:
     run(scheduler.schedule())
     arrivals.add(4)  # one block would do, but then nobody could grow
     assert [name for name, _, _ in chunks(scheduler.schedule())] == ["0"]
+
+
+class TestDrafts:
+    def decoding(self, scheduler: Scheduler, num_tokens: int, count: int = 1) -> Schedule:
+        """A step in which sequences of so many tokens decode."""
+        arrivals = Arrivals(scheduler)
+        for _ in range(count):
+            arrivals.add(num_tokens - 1)
+        run(scheduler.schedule())
+        return scheduler.schedule()
+
+    def test_blocks_are_there_for_as_many_as_fit(self) -> None:
+        scheduler = make_scheduler(num_blocks=3, block_size=4, budget=32)
+        schedule = self.decoding(scheduler, 6)
+        assert scheduler.reserve_drafts(schedule, 0, 4) == 4
+        (sequence,) = scheduler.running
+        assert len(sequence.block_table) == 3
+        assert scheduler.reserve_drafts(schedule, 0, 20) == 6  # the whole cache
+        assert schedule.budget == 32 - 1 - 4 - 6
+
+    def test_the_budget_is_what_all_else_leaves(self) -> None:
+        scheduler = make_scheduler(budget=9)
+        schedule = self.decoding(scheduler, 4, count=3)
+        assert schedule.budget == 6
+        assert [scheduler.reserve_drafts(schedule, i, 4) for i in range(3)] == [4, 2, 0]
+
+    def test_settling_gives_back_the_blocks_of_wrong_drafts(self) -> None:
+        scheduler = make_scheduler(block_size=2, budget=16)
+        schedule = self.decoding(scheduler, 4)
+        scheduler.reserve_drafts(schedule, 0, 6)
+        (sequence,) = scheduler.running
+        assert len(sequence.block_table) == 5
+        sequence.token_ids += [7, 8, 9]  # two drafts were right
+        scheduler.settle(sequence, start=4)
+        assert sequence.num_computed_tokens == 6 and len(sequence.block_table) == 3
+        scheduler.add(again := Sequence(make_request("again", [*sequence.token_ids]), 9))
+        schedule = scheduler.schedule()
+        assert again.num_cached_tokens == 6  # and those of right ones are shared

@@ -12,6 +12,7 @@ from engine.core import Engine
 from engine.messages import EngineInfo, EngineRequest, SamplingParams
 from engine.results import ChunkResult
 from engine.sequence import Chunk
+from engine.speculation.speculator import Speculator
 
 VOCAB_SIZE = 50
 
@@ -31,6 +32,10 @@ def expected_output(prompt: list[int], num_tokens: int) -> list[int]:
     for _ in range(num_tokens):
         tokens.append(next_token(tokens))
     return tokens[len(prompt) :]
+
+
+def known_and_drafts(chunk: Chunk) -> list[int]:
+    return [*chunk.sequence.token_ids, *chunk.drafts]
 
 
 class ToyRunner:
@@ -53,23 +58,31 @@ class ToyRunner:
     def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
         written: set[int] = set()
         for chunk in chunks:
+            tokens = known_and_drafts(chunk)
             for position in range(chunk.start, chunk.end):
                 slot = self.slot(chunk, position)
                 assert slot not in written, "two tokens of one step share a slot"
                 written.add(slot)
-                self.slots[slot] = prefix_hash(chunk.sequence.token_ids[: position + 1])
+                self.slots[slot] = prefix_hash(tokens[: position + 1])
         self.num_tokens_per_step.append(len(written))
         return [self._attend(chunk) for chunk in chunks]
 
     def _attend(self, chunk: Chunk) -> ChunkResult:
-        tokens = chunk.sequence.token_ids
+        tokens = known_and_drafts(chunk)
         for position in range(chunk.end):
             assert self.slots.get(self.slot(chunk, position)) == prefix_hash(tokens[: position + 1])
         if not chunk.samples:
             return ChunkResult()
-        if self.nan_tokens.intersection(tokens):
+        if self.nan_tokens.intersection(chunk.sequence.token_ids):
             return ChunkResult(failed=True)
-        return ChunkResult(token_id=next_token(tokens))
+        known = list(chunk.sequence.token_ids)
+        sampled = [next_token(known)]
+        for draft in chunk.drafts:
+            if draft != sampled[-1] or draft in self.nan_tokens:
+                break
+            known.append(draft)
+            sampled.append(next_token(known))
+        return ChunkResult(sampled)
 
 
 def toy_engine(
@@ -81,6 +94,7 @@ def toy_engine(
     max_model_len: int = 48,
     eos_token_ids: tuple[int, ...] = (),
     enable_prefix_caching: bool = True,
+    speculator: Speculator | None = None,
 ) -> tuple[Engine, ToyRunner]:
     runner = ToyRunner(block_size)
     info = EngineInfo(
@@ -99,6 +113,7 @@ def toy_engine(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         enable_prefix_caching=enable_prefix_caching,
+        speculator=speculator,
     )
     return engine, runner
 

@@ -1,0 +1,583 @@
+// Causal attention of new tokens over the paged KV cache of their sequences.
+//
+// Keys are taken in splits of 128 by absolute position, each with a softmax of its own, and the splits
+// of a query are merged in order (arXiv:1805.02867, arXiv:2205.14135). So a query's result depends on
+// its own position and sequence alone, not on the chunk it came in or on which thread took which
+// split.
+//
+// Scores and the sums of values are bfloat16 products in float32 where the model is bfloat16, with
+// probabilities rounded to bfloat16; else all is float32. A word is what one lane takes in one
+// product: two bfloat16 numbers or one float.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "products.h"
+#include "simd.h"
+
+namespace attention {
+
+using namespace simd;
+
+constexpr int64_t kBlock = 16;  // keys whose scores are the lanes of a vector
+constexpr int64_t kSplit = 128;
+constexpr int64_t kMostRows = 64;  // queries (token, head) that meet a packed split
+constexpr float kMasked = -1e38f;
+
+enum CacheKind : int32_t { kFloatCache = 0, kBfloat16Cache = 1, kInt8Cache = 2 };
+
+// Keys or values of a layer: (slots, num_kv_heads, head_dim). Mirrored by engine/kernels/abi.py.
+struct Cache {
+  uint8_t* data;
+  uint8_t* scales;  // of int8: (slots, num_kv_heads, groups), in the model's type
+  int64_t groups;   // of a head
+  int32_t kind, scales_are_bfloat16;
+};
+
+struct Shape {
+  int64_t num_heads, num_kv_heads, head_dim;
+  int64_t window;       // tokens that a query sees; 0 = all before it
+  const float* slopes;  // ALiBi's, one for each head; null = none
+  bool is_bfloat16;     // the model
+
+  int64_t group() const { return num_heads / num_kv_heads; }
+  int64_t padded_dim() const { return round_up(head_dim, 32); }
+  int64_t words() const { return is_bfloat16 ? padded_dim() / 2 : padded_dim(); }
+  int64_t keys_per_word() const { return is_bfloat16 ? 2 : 1; }
+};
+
+// One sequence's keys and queries.
+struct Context {
+  const int64_t* block_table;
+  int64_t block_size;
+  int64_t length;      // tokens in the cache
+  int64_t first_token;  // of the step, that its queries begin with
+  int64_t first_position;
+
+  // Slots of 16 positions from a multiple of 16 on, as far as the sequence goes.
+  void find_slots(int64_t first, int64_t end, int64_t* slots) const {
+    const int64_t count = std::min(kBlock, end - first);
+    if (block_size % kBlock == 0) {  // they are one behind the other
+      const int64_t slot = block_table[first / block_size] * block_size + first % block_size;
+      for (int64_t i = 0; i < count; ++i) slots[i] = slot + i;
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t block = (first + i) / block_size;
+      slots[i] = block_table[block] * block_size + (first + i - block * block_size);
+    }
+  }
+};
+
+// ---- the cache ----
+
+inline float load_scale(const Cache& cache, int64_t index) {
+  if (cache.scales_are_bfloat16)
+    return widen_bfloat16(reinterpret_cast<const uint16_t*>(cache.scales)[index]);
+  return reinterpret_cast<const float*>(cache.scales)[index];
+}
+
+// Puts a head's numbers, float32, into a slot. `head` counts all slots' heads.
+inline void write_head(const Cache& cache, int64_t head, int64_t dim, const float* from) {
+  if (cache.kind == kFloatCache) {
+    std::memcpy(cache.data + 4 * head * dim, from, 4 * dim);
+  } else if (cache.kind == kBfloat16Cache) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(cache.data) + head * dim;
+    int64_t i = 0;
+    for (; i + kLanes <= dim; i += kLanes) store_bfloat16(to + i, load(from + i));
+    for (; i < dim; ++i) to[i] = round_bfloat16(from[i]);
+  } else {
+    int8_t* to = reinterpret_cast<int8_t*>(cache.data) + head * dim;
+    const int64_t size = dim / cache.groups;
+    for (int64_t g = 0; g < cache.groups; ++g, from += size, to += size) {
+      float most = 0.0f;
+      for (int64_t i = 0; i < size; ++i) {
+        const float value = std::fabs(from[i]);
+        if (most == most && !(value <= most)) most = value;  // NaN stays
+      }
+      float scale = most / 127.0f;
+      const int64_t at = head * cache.groups + g;
+      if (cache.scales_are_bfloat16) {
+        const uint16_t rounded = round_bfloat16(scale);
+        reinterpret_cast<uint16_t*>(cache.scales)[at] = rounded;
+        scale = widen_bfloat16(rounded);
+      } else {
+        reinterpret_cast<float*>(cache.scales)[at] = scale;
+      }
+      const float divisor = std::max(scale, 1.17549435e-38f);
+      for (int64_t i = 0; i < size; ++i) {
+        const float code = std::nearbyintf(from[i] / divisor);
+        to[i] = static_cast<int8_t>(std::min(127.0f, std::max(-127.0f, code)));
+      }
+    }
+  }
+}
+
+// A thread's memory, cut from one block.
+struct Room {
+  uint32_t* queries;        // (rows, words)
+  uint32_t* keys;           // (blocks of a split, words, 16)
+  uint32_t* values;         // (words of a split, padded_dim)
+  uint32_t* probabilities;  // (rows, words of a split)
+  float* scores;            // (rows, keys of a split)
+  float *sums, *totals;     // (rows, padded_dim) of a split, and of all splits
+  float *most, *weight, *total_most, *total_weight;  // (rows)
+  uint32_t* rows;           // (16, words): widened rows, or filled up with zeros
+  uint32_t* nothing;        // (words): a row of zeros
+
+  static int64_t carve(const Shape& shape, uint8_t* memory, Room* room) {
+    const int64_t words = shape.words(), dim = shape.padded_dim();
+    int64_t used = 0;
+    const auto take = [&](int64_t count) {
+      uint8_t* at = memory + used;
+      used += round_up(4 * count, 64);
+      return at;
+    };
+    Room r;
+    r.queries = reinterpret_cast<uint32_t*>(take(kMostRows * words));
+    r.keys = reinterpret_cast<uint32_t*>(take(kSplit * words));
+    r.values = reinterpret_cast<uint32_t*>(take(kSplit * dim));
+    r.probabilities = reinterpret_cast<uint32_t*>(take(kMostRows * kSplit));
+    r.scores = reinterpret_cast<float*>(take(kMostRows * kSplit));
+    r.sums = reinterpret_cast<float*>(take(kMostRows * dim));
+    r.totals = reinterpret_cast<float*>(take(kMostRows * dim));
+    for (float** each : {&r.most, &r.weight, &r.total_most, &r.total_weight})
+      *each = reinterpret_cast<float*>(take(kMostRows));
+    r.rows = reinterpret_cast<uint32_t*>(take(kBlock * words));
+    r.nothing = reinterpret_cast<uint32_t*>(take(words));
+    if (room != nullptr) {
+      *room = r;
+      std::memset(r.nothing, 0, 4 * words);
+      std::memset(r.rows, 0, 4 * kBlock * words);
+    }
+    return used;
+  }
+};
+
+// Addresses of the words of 16 keys' or values' rows: of `count` slots, then zeros.
+inline void find_rows(const Cache& cache, const Shape& shape, const int64_t* slots, int64_t count,
+                      int64_t head, const Room& room, const uint32_t** rows) {
+  const int64_t dim = shape.head_dim, words = shape.words();
+  const bool is_whole = dim == shape.padded_dim();
+  for (int64_t i = 0; i < kBlock; ++i) {
+    if (i >= count) {
+      rows[i] = room.nothing;
+      continue;
+    }
+    const int64_t at = slots[i] * shape.num_kv_heads + head;
+    if (cache.kind != kInt8Cache) {
+      const int64_t bytes = (cache.kind == kBfloat16Cache ? 2 : 4) * dim;
+      const uint8_t* from = cache.data + at * bytes;
+      if (is_whole) {
+        rows[i] = reinterpret_cast<const uint32_t*>(from);
+        continue;
+      }
+      std::memcpy(room.rows + i * words, from, bytes);
+    } else {
+      const int8_t* codes = reinterpret_cast<const int8_t*>(cache.data) + at * dim;
+      const int64_t size = dim / cache.groups;
+      for (int64_t g = 0; g < cache.groups; ++g) {
+        const float scale = load_scale(cache, at * cache.groups + g);
+        for (int64_t j = g * size; j < (g + 1) * size; ++j) {
+          const float value = codes[j] * scale;
+          if (shape.is_bfloat16) {
+            reinterpret_cast<uint16_t*>(room.rows + i * words)[j] = round_bfloat16(value);
+          } else {
+            reinterpret_cast<float*>(room.rows + i * words)[j] = value;
+          }
+        }
+      }
+    }
+    rows[i] = room.rows + i * words;
+  }
+}
+
+// 16 rows of `words` words -> (words, 16).
+inline void transpose(const uint32_t* const* rows, int64_t words, uint32_t* to) {
+  int64_t w = 0;
+#if defined(__AVX512F__)
+  for (; w + 16 <= words; w += 16) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows[i] + w);
+    for (int i = 0; i < 8; ++i) {
+      b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+      b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+      a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+      a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+      a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      b[i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
+      b[4 + i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
+      b[8 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+      b[12 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 8; ++i) {
+      _mm512_storeu_si512(to + (w + i) * 16, _mm512_shuffle_i32x4(b[i], b[8 + i], 0x88));
+      _mm512_storeu_si512(to + (w + 8 + i) * 16, _mm512_shuffle_i32x4(b[i], b[8 + i], 0xdd));
+    }
+  }
+#endif
+  for (; w < words; ++w)
+    for (int i = 0; i < 16; ++i) to[w * 16 + i] = rows[i][w];
+}
+
+// Two rows of bfloat16 -> pairs of their elements.
+inline void interleave(const uint32_t* a, const uint32_t* b, int64_t dim, uint32_t* to) {
+#if defined(__AVX512BW__)
+  alignas(64) static const uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
+                                                37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
+                                                11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int64_t i = 0; i < dim; i += 32) {
+    const __m512i x = _mm512_loadu_si512(a + i / 2), y = _mm512_loadu_si512(b + i / 2);
+    _mm512_storeu_si512(to + i, _mm512_permutex2var_epi16(x, low, y));
+    _mm512_storeu_si512(to + i + 16, _mm512_permutex2var_epi16(x, high, y));
+  }
+#else
+  for (int64_t w = 0; w < dim / 2; ++w) {
+    to[2 * w] = (a[w] & 0xffffu) | b[w] << 16;
+    to[2 * w + 1] = a[w] >> 16 | (b[w] & 0xffff0000u);
+  }
+#endif
+}
+
+// ---- one split ----
+
+template <bool kIsBfloat16>
+inline Floats dot_words(Floats sums, const uint32_t* vector, uint32_t x) {
+  if constexpr (kIsBfloat16) {
+    return dot_pairs(sums, reinterpret_cast<const uint16_t*>(vector), x);
+  } else {
+    return fma(load(reinterpret_cast<const float*>(vector)), all(from_bits(x)), sums);
+  }
+}
+
+#if defined(__AVX512F__)
+constexpr int kScoreRows = 8, kValueRows = 6;
+#else
+constexpr int kScoreRows = 3, kValueRows = 2;
+#endif
+
+template <bool kIsBfloat16, int kRows>
+inline void score_rows(const Room& room, int64_t words, int64_t row, int64_t num_blocks) {
+  for (int64_t block = 0; block < num_blocks; block += 2) {  // room for an even number
+    const uint32_t* keys = room.keys + block * words * kBlock;
+    Floats sums[2][kRows];
+    for (auto& each : sums)
+      for (auto& sum : each) sum = zero();
+    for (int64_t w = 0; w < words; ++w) {
+      for (int r = 0; r < kRows; ++r) {
+        const uint32_t x = room.queries[(row + r) * words + w];
+        sums[0][r] = dot_words<kIsBfloat16>(sums[0][r], keys + w * kBlock, x);
+        sums[1][r] = dot_words<kIsBfloat16>(sums[1][r], keys + (words + w) * kBlock, x);
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int i = 0; i < 2; ++i)
+        store(room.scores + (row + r) * kSplit + (block + i) * kBlock, sums[i][r]);
+  }
+}
+
+// sums = probabilities . values
+template <bool kIsBfloat16, int kRows>
+inline void add_values(const Room& room, int64_t dim, int64_t row, int64_t num_words) {
+  constexpr int kVectors = 4;
+  constexpr int64_t words_of_split = kIsBfloat16 ? kSplit / 2 : kSplit;
+  for (int64_t first = 0; first < dim; first += kVectors * kLanes) {
+    const int count = static_cast<int>(std::min<int64_t>(kVectors, (dim - first) / kLanes));
+    const auto run = [&](auto vectors) {
+      constexpr int kCount = decltype(vectors)::value;
+      Floats sums[kRows][kCount];
+      for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kCount; ++v)
+          sums[r][v] = zero();
+      for (int64_t w = 0; w < num_words; ++w) {
+        const uint32_t* values = room.values + w * dim + first;
+        for (int r = 0; r < kRows; ++r) {
+          const uint32_t x = room.probabilities[(row + r) * words_of_split + w];
+          for (int v = 0; v < kCount; ++v)
+            sums[r][v] = dot_words<kIsBfloat16>(sums[r][v], values + v * kLanes, x);
+        }
+      }
+      for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kCount; ++v)
+          store(room.sums + (row + r) * dim + first + v * kLanes, sums[r][v]);
+    };
+    if (count == 4) {
+      run(std::integral_constant<int, 4>());
+    } else {  // a padded dimension is a multiple of 32
+      run(std::integral_constant<int, 2>());
+    }
+  }
+}
+
+alignas(64) inline const float kLaneNumbers[kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                       8, 9, 10, 11, 12, 13, 14, 15};
+
+// What the scores of a row become: scaled, biased and masked; then probabilities, with the largest
+// score and their sum kept in the room.
+template <bool kIsBfloat16>
+inline void soften_row(const Room& room, const Shape& shape, int64_t row, int64_t head,
+                       int64_t position, int64_t first_key, int64_t num_blocks) {
+  float* scores = room.scores + row * kSplit;
+  const Floats scale = all(1.0f / std::sqrt(static_cast<float>(shape.head_dim)));
+  const float slope = shape.slopes == nullptr ? 0.0f : shape.slopes[head];
+  const Floats lane = load(kLaneNumbers);
+  Floats most = all(kMasked);
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    // position - key: exact in float32
+    const Floats distance =
+        sub(all(static_cast<float>(position - first_key - block * kBlock)), lane);
+    Floats score = mul(load(scores + block * kBlock), scale);
+    if (shape.slopes != nullptr) score = fma(all(-slope), distance, score);
+    Floats hidden = distance;  // negative where the key is not seen
+    if (shape.window > 0)
+      hidden = min(hidden, sub(all(static_cast<float>(shape.window - 1)), distance));
+    score = select(as_ints(hidden), all(kMasked), score);
+    store(scores + block * kBlock, score);
+    most = max(most, score);
+  }
+  const float most_of_row = largest(most), base = most_of_row == kMasked ? 0.0f : most_of_row;
+  const Floats subtrahend = all(base);
+  Floats weights = zero(), check = zero();
+  uint32_t* to = room.probabilities + row * (kIsBfloat16 ? kSplit / 2 : kSplit);
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const Floats score = load(scores + block * kBlock);
+    check = fma(score, zero(), check);  // NaN if one is: `max` and `exp` lose it
+    Floats probability = exp(sub(score, subtrahend));
+    if constexpr (kIsBfloat16) {
+      uint16_t* halves = reinterpret_cast<uint16_t*>(to) + block * kBlock;
+      store_bfloat16(halves, probability);
+      probability = load_bfloat16(halves);
+    } else {
+      store(reinterpret_cast<float*>(to) + block * kBlock, probability);
+    }
+    weights = add(weights, probability);
+  }
+  room.weight[row] = sum(weights) + sum(check);
+  room.most[row] = most_of_row;
+}
+
+// Adds a split's sums to those of the splits before it.
+inline void merge(int64_t dim, float most, float weight, const float* sums, float& total_most,
+                  float& total_weight, float* totals) {
+  const float both = std::max(most, total_most), base = both == kMasked ? 0.0f : both;
+  const float old = total_most == kMasked ? 0.0f : std::exp(total_most - base);
+  const float fresh = most == kMasked ? 0.0f : std::exp(most - base);
+  total_most = both;
+  total_weight = total_weight * old + weight * fresh;
+  for (int64_t i = 0; i < dim; i += kLanes) {
+    const Floats added = mul(load(sums + i), all(fresh));
+    store(totals + i, fma(load(totals + i), all(old), added));
+  }
+}
+
+// ---- tasks ----
+
+// Queries of `num_tokens` tokens of a sequence from its `first` on, of the heads of some KV heads.
+struct Task {
+  int64_t sequence, first_head, num_heads, first, num_tokens;
+  int64_t split;    // the only one, whose results go to partials; -1 = all of them
+  int64_t partial;  // index of the first partial result
+};
+
+// Of one query's split: the largest score, the sum of probabilities, and the values' sums.
+inline int64_t partial_floats(const Shape& shape) { return shape.padded_dim() + kLanes; }
+
+// The first key that a query sees.
+inline int64_t first_seen(const Shape& shape, int64_t position) {
+  return shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0;
+}
+
+// Scores, probabilities and sums of the task's queries of one KV head over one split.
+template <bool kIsBfloat16>
+void run_split(const Room& room, const Shape& shape, const Cache& keys, const Cache& values,
+               const Context& context, const Task& task, int64_t kv_head, int64_t split) {
+  const int64_t words = shape.words(), dim = shape.padded_dim(), group = shape.group();
+  const int64_t num_rows = task.num_tokens * group;
+  const int64_t position = context.first_position + task.first;  // of the first query
+  const int64_t first = split * kSplit;
+  const int64_t last = std::min(position + task.num_tokens, first + kSplit);
+  if (last <= first_seen(shape, position)) {  // a window has passed it
+    std::fill(room.most, room.most + num_rows, kMasked);
+    std::fill(room.weight, room.weight + num_rows, 0.0f);
+    std::memset(room.sums, 0, sizeof(float) * num_rows * dim);
+    return;
+  }
+  const int64_t num_blocks = (last - first + kBlock - 1) / kBlock;
+  const uint32_t* rows[kBlock];
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const int64_t key = first + block * kBlock;
+    int64_t slots[kBlock];
+    context.find_slots(key, last, slots);
+    find_rows(keys, shape, slots, last - key, kv_head, room, rows);
+    transpose(rows, words, room.keys + block * words * kBlock);
+    find_rows(values, shape, slots, last - key, kv_head, room, rows);
+    for (int64_t i = 0; i < kBlock; i += shape.keys_per_word()) {
+      uint32_t* to = room.values + (block * kBlock + i) / shape.keys_per_word() * dim;
+      if constexpr (kIsBfloat16) {
+        interleave(rows[i], rows[i + 1], dim, to);
+      } else {
+        std::memcpy(to, rows[i], 4 * dim);
+      }
+    }
+  }
+  products::for_each_tile<kScoreRows>(0, 0, num_rows, [&](auto count, products::Tile tile) {
+    score_rows<kIsBfloat16, count.value>(room, words, tile.at, num_blocks);
+  });
+  for (int64_t r = 0; r < num_rows; ++r)
+    soften_row<kIsBfloat16>(room, shape, r, kv_head * group + r % group, position + r / group,
+                            first, num_blocks);
+  const int64_t num_words = num_blocks * kBlock / shape.keys_per_word();
+  products::for_each_tile<kValueRows>(0, 0, num_rows, [&](auto count, products::Tile tile) {
+    add_values<kIsBfloat16, count.value>(room, dim, tile.at, num_words);
+  });
+}
+
+inline void store_result(const Shape& shape, const float* totals, float weight, float* to) {
+  const float inverse = 1.0f / weight;
+  for (int64_t i = 0; i < shape.head_dim; ++i) to[i] = totals[i] * inverse;
+}
+
+// queries: a row for each token of the step, heads side by side, rotated; out: the same for results.
+struct Rows {
+  const float* queries;
+  int64_t query_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+template <bool kIsBfloat16>
+void load_queries(const Room& room, const Shape& shape, const Context& context, const Task& task,
+                  int64_t kv_head, const Rows& io) {
+  const int64_t group = shape.group(), words = shape.words();
+  for (int64_t r = 0; r < task.num_tokens * group; ++r) {
+    const int64_t token = context.first_token + task.first + r / group;
+    const float* from =
+        io.queries + token * io.query_stride + (kv_head * group + r % group) * shape.head_dim;
+    uint32_t* to = room.queries + r * words;
+    std::memset(to, 0, 4 * words);
+    if constexpr (kIsBfloat16) {
+      uint16_t* halves = reinterpret_cast<uint16_t*>(to);
+      for (int64_t i = 0; i < shape.head_dim; ++i) halves[i] = round_bfloat16(from[i]);
+    } else {
+      std::memcpy(to, from, 4 * shape.head_dim);
+    }
+  }
+}
+
+template <bool kIsBfloat16>
+void run_task(const Room& room, const Shape& shape, const Cache& keys, const Cache& values,
+              const Context& context, const Task& task, const Rows& io, float* partials) {
+  const int64_t group = shape.group(), dim = shape.padded_dim();
+  const int64_t num_rows = task.num_tokens * group;
+  for (int64_t head = task.first_head; head < task.first_head + task.num_heads; ++head) {
+    load_queries<kIsBfloat16>(room, shape, context, task, head, io);
+    if (task.split >= 0) {
+      run_split<kIsBfloat16>(room, shape, keys, values, context, task, head, task.split);
+      for (int64_t r = 0; r < num_rows; ++r) {
+        const int64_t index = task.partial + (head - task.first_head) * num_rows + r;
+        float* to = partials + index * partial_floats(shape);
+        to[0] = room.most[r];
+        to[1] = room.weight[r];
+        std::memcpy(to + kLanes, room.sums + r * dim, 4 * dim);
+      }
+      continue;
+    }
+    std::fill(room.total_most, room.total_most + num_rows, kMasked);
+    std::fill(room.total_weight, room.total_weight + num_rows, 0.0f);
+    std::memset(room.totals, 0, sizeof(float) * num_rows * dim);
+    const int64_t position = context.first_position + task.first;
+    int64_t split = first_seen(shape, position) / kSplit;
+    for (; split * kSplit < position + task.num_tokens; ++split) {
+      run_split<kIsBfloat16>(room, shape, keys, values, context, task, head, split);
+      for (int64_t r = 0; r < num_rows; ++r)
+        merge(dim, room.most[r], room.weight[r], room.sums + r * dim, room.total_most[r],
+              room.total_weight[r], room.totals + r * dim);
+    }
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const int64_t token = context.first_token + task.first + r / group;
+      float* to = io.out + token * io.out_stride + (head * group + r % group) * shape.head_dim;
+      store_result(shape, room.totals + r * dim, room.total_weight[r], to);
+    }
+  }
+}
+
+// Merges the splits of one token's queries. Of each split the partial results begin `stride` after
+// those of the one before.
+struct Merge {
+  int64_t token, head, num_splits, first_partial, stride;
+};
+
+inline void run_merge(const Room& room, const Shape& shape, const Merge& task,
+                      const float* partials, const Rows& io) {
+  const int64_t group = shape.group(), dim = shape.padded_dim(), size = partial_floats(shape);
+  for (int64_t r = 0; r < group; ++r) {
+    float most = kMasked, weight = 0.0f;
+    std::memset(room.totals, 0, sizeof(float) * dim);
+    for (int64_t split = 0; split < task.num_splits; ++split) {
+      const float* from = partials + (task.first_partial + split * task.stride + r) * size;
+      merge(dim, from[0], from[1], from + kLanes, most, weight, room.totals);
+    }
+    float* to = io.out + task.token * io.out_stride + (task.head * group + r) * shape.head_dim;
+    store_result(shape, room.totals, weight, to);
+  }
+}
+
+// ---- a step: the tasks of all its sequences, the same for every layer ----
+
+// A chunk of so few tokens has its splits computed apart: otherwise one long sequence would keep one
+// thread busy. All KV heads are taken together, so that the cache is read from front to back.
+constexpr int64_t kMostSplitTokens = 8;
+
+struct Step {
+  int64_t num_sequences, block_size, table_width;
+  const int64_t *query_starts, *context_lens, *block_tables;
+
+  Context context(int64_t sequence) const {
+    const int64_t first = query_starts[sequence], count = query_starts[sequence + 1] - first;
+    return {block_tables + sequence * table_width, block_size, context_lens[sequence], first,
+            context_lens[sequence] - count};
+  }
+};
+
+struct Plan {
+  std::vector<Task> tasks;
+  std::vector<Merge> merges;
+  int64_t num_partials = 0;
+
+  Plan(const Shape& shape, const Step& step) {
+    const int64_t num_heads = shape.num_kv_heads;
+    const int64_t tile = std::max<int64_t>(1, kMostRows / shape.group());
+    for (int64_t i = 0; i < step.num_sequences; ++i) {
+      const Context context = step.context(i);
+      const int64_t count = step.query_starts[i + 1] - step.query_starts[i];
+      const int64_t num_splits = (context.length + kSplit - 1) / kSplit;
+      if (count <= std::min(kMostSplitTokens, tile) && num_splits > 1) {
+        const int64_t rows = count * shape.group(), stride = num_heads * rows;
+        for (int64_t split = 0; split < num_splits; ++split)
+          tasks.push_back({i, 0, num_heads, 0, count, split, num_partials + split * stride});
+        for (int64_t t = 0; t < count; ++t)
+          for (int64_t head = 0; head < num_heads; ++head)
+            merges.push_back({context.first_token + t, head, num_splits,
+                              num_partials + head * rows + t * shape.group(), stride});
+        num_partials += num_splits * stride;
+        continue;
+      }
+      // the last queries see most: they come first, so that no thread is left alone with them
+      for (int64_t first = (count - 1) / tile * tile; first >= 0; first -= tile)
+        for (int64_t head = 0; head < num_heads; ++head)
+          tasks.push_back({i, head, 1, first, std::min(tile, count - first), -1, 0});
+    }
+  }
+};
+
+}  // namespace attention
