@@ -47,14 +47,15 @@ def test_loading_logs_its_phases_and_the_model(
     logged = records(caplog)
     num_parameters = model.num_parameters()
     weights = logged["load weights"]
-    assert weights["weight_bytes"] == 4 * num_parameters
+    # some of the tiny matrices are filled up to whole panels of 16 rows and 32 columns
+    assert 4 * num_parameters <= weights["weight_bytes"] < 1.1 * 4 * num_parameters
     assert weights["read_bytes"] == (folder / "model.safetensors").stat().st_size
     # 3 layers of keys and values, 2 heads of 8, float32
     expected = {
         "path": str(folder),
         "model_type": "qwen2",
         "num_parameters": num_parameters,
-        "weight_bytes": 4 * num_parameters,
+        "weight_bytes": weights["weight_bytes"],
         "quantization": "none",
         "dtype": "float32",
         "max_model_len": 100,
