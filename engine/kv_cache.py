@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from engine import huge_pages
 from engine.config import KVCacheDtype
 from engine.errors import ConfigError
 from engine.kv_slots import Int8Slots, PlainSlots, Slots
@@ -73,7 +74,11 @@ class KVCache:
         ) as exc:  # torch's out-of-memory errors are RuntimeErrors on every device
             size = num_blocks * bytes_per_block(config, block_size, dtype, kv_cache_dtype)
             raise ConfigError(f"A KV cache of {size} bytes cannot be allocated.") from exc
-        return cls(layers, num_blocks, block_size)
+        cache = cls(layers, num_blocks, block_size)
+        if device.type == "cpu":
+            for tensor in cache.tensors():
+                huge_pages.advise(tensor)
+        return cache
 
     def tensors(self) -> list[torch.Tensor]:
         """All memory of the cache."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 _LARGEST_CODE = 127
+# The compiled kernels keep so many slots of a KV head together (engine/kernels/attention.h).
+_TILE = 16
 # Numbers with one scale, as in Q8_0 of GGUF. Some elements of Qwen2.5's keys are a hundred times
 # larger than the others, always the same ones: with a scale for a whole head they cost precision.
 _GROUP_SIZE = 32
@@ -16,14 +18,15 @@ _GROUP_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class PlainSlots:
-    """Slots in the model's dtype."""
+    """Slots in the model's dtype. The compiled kernels use the memory in an order of their own."""
 
-    data: torch.Tensor  # (num_slots, num_kv_heads, head_dim)
+    data: torch.Tensor  # (num_slots, num_kv_heads, head_dim), a multiple of 16 slots
 
     @classmethod
     def allocate(
         cls, num_slots: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> "PlainSlots":
+        num_slots = -(-num_slots // _TILE) * _TILE
         return cls(torch.empty((num_slots, num_heads, head_dim), dtype=dtype, device=device))
 
     @staticmethod

@@ -5,6 +5,10 @@
 // its own position and sequence alone, not on the chunk it came in or on which thread took which
 // split.
 //
+// A cache of bfloat16 or float32 has the numbers of 16 slots of one KV head together, in the order that
+// they are multiplied in: a tile, which is read as it is. With int8 a slot is a row, and tiles are made
+// of it.
+//
 // Scores and the sums of values are bfloat16 products in float32 where the model is bfloat16, with
 // probabilities rounded to bfloat16; else all is float32. A word is what one lane takes in one
 // product: two bfloat16 numbers or one float.
@@ -22,14 +26,17 @@ namespace attention {
 
 using namespace simd;
 
-constexpr int64_t kBlock = 16;  // keys whose scores are the lanes of a vector
+constexpr int64_t kBlock = 16;  // keys whose scores are the lanes of a vector; slots of a tile
 constexpr int64_t kSplit = 128;
 constexpr int64_t kMostRows = 64;  // queries (token, head) that meet a packed split
+constexpr int64_t kBlocksOfHeads = 2;  // that several heads take at once
 constexpr float kMasked = -1e38f;
 
 enum CacheKind : int32_t { kFloatCache = 0, kBfloat16Cache = 1, kInt8Cache = 2 };
 
-// Keys or values of a layer: (slots, num_kv_heads, head_dim). Mirrored by engine/kernels/abi.py.
+// Keys or values of a layer: (slots, num_kv_heads, head_dim) of int8, else tiles of num_kv_heads heads
+// of 16 slots: keys (words, 16 slots), values (words of 16 slots, head_dim). Mirrored by
+// engine/kernels/abi.py.
 struct Cache {
   uint8_t* data;
   uint8_t* scales;  // of int8: (slots, num_kv_heads, groups), in the model's type
@@ -47,6 +54,7 @@ struct Shape {
   int64_t padded_dim() const { return round_up(head_dim, 32); }
   int64_t words() const { return is_bfloat16 ? padded_dim() / 2 : padded_dim(); }
   int64_t keys_per_word() const { return is_bfloat16 ? 2 : 1; }
+  int64_t element() const { return is_bfloat16 ? 2 : 4; }  // bytes of what is not int8
 };
 
 // One sequence's keys and queries.
@@ -80,52 +88,99 @@ inline float load_scale(const Cache& cache, int64_t index) {
   return reinterpret_cast<const float*>(cache.scales)[index];
 }
 
-// Puts a head's numbers, float32, into a slot. `head` counts all slots' heads.
-inline void write_head(const Cache& cache, int64_t head, int64_t dim, const float* from) {
-  if (cache.kind == kFloatCache) {
-    std::memcpy(cache.data + 4 * head * dim, from, 4 * dim);
-  } else if (cache.kind == kBfloat16Cache) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(cache.data) + head * dim;
-    int64_t i = 0;
-    for (; i + kLanes <= dim; i += kLanes) store_bfloat16(to + i, load(from + i));
-    for (; i < dim; ++i) to[i] = round_bfloat16(from[i]);
-  } else {
-    int8_t* to = reinterpret_cast<int8_t*>(cache.data) + head * dim;
-    const int64_t size = dim / cache.groups;
-    for (int64_t g = 0; g < cache.groups; ++g, from += size, to += size) {
-      float most = 0.0f;
-      for (int64_t i = 0; i < size; ++i) {
-        const float value = std::fabs(from[i]);
-        if (most == most && !(value <= most)) most = value;  // NaN stays
-      }
-      float scale = most / 127.0f;
-      const int64_t at = head * cache.groups + g;
-      if (cache.scales_are_bfloat16) {
-        const uint16_t rounded = round_bfloat16(scale);
-        reinterpret_cast<uint16_t*>(cache.scales)[at] = rounded;
-        scale = widen_bfloat16(rounded);
-      } else {
-        reinterpret_cast<float*>(cache.scales)[at] = scale;
-      }
-      const float divisor = std::max(scale, 1.17549435e-38f);
-      for (int64_t i = 0; i < size; ++i) {
-        const float code = std::nearbyintf(from[i] / divisor);
-        to[i] = static_cast<int8_t>(std::min(127.0f, std::max(-127.0f, code)));
-      }
+// A head of a slot.
+struct Place {
+  int64_t slot, head, num_heads, dim;
+
+  int64_t row() const { return slot * num_heads + head; }
+  int64_t lane() const { return slot % kBlock; }
+  // Bytes before its tile, of elements of so many bytes.
+  int64_t tile(int64_t element) const {
+    return (slot / kBlock * num_heads + head) * kBlock * dim * element;
+  }
+};
+
+// Puts a head's numbers, float32, into a slot of int8.
+inline void write_int8(const Cache& cache, const Place& place, const float* from) {
+  int8_t* to = reinterpret_cast<int8_t*>(cache.data) + place.row() * place.dim;
+  const int64_t size = place.dim / cache.groups;
+  for (int64_t g = 0; g < cache.groups; ++g, from += size, to += size) {
+    float most = 0.0f;
+    for (int64_t i = 0; i < size; ++i) {
+      const float value = std::fabs(from[i]);
+      if (most == most && !(value <= most)) most = value;  // NaN stays
+    }
+    float scale = most / 127.0f;
+    const int64_t at = place.row() * cache.groups + g;
+    if (cache.scales_are_bfloat16) {
+      const uint16_t rounded = round_bfloat16(scale);
+      reinterpret_cast<uint16_t*>(cache.scales)[at] = rounded;
+      scale = widen_bfloat16(rounded);
+    } else {
+      reinterpret_cast<float*>(cache.scales)[at] = scale;
+    }
+    const float divisor = std::max(scale, 1.17549435e-38f);
+    for (int64_t i = 0; i < size; ++i) {
+      const float code = std::nearbyintf(from[i] / divisor);
+      to[i] = static_cast<int8_t>(std::min(127.0f, std::max(-127.0f, code)));
     }
   }
+}
+
+// Calls use(first, bfloat16 numbers, count) for all of a row of floats.
+template <typename Use>
+inline void round_row(const float* from, int64_t count, Use use) {
+  uint16_t halves[kLanes];
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store_bfloat16(halves, load(from + i));
+    use(i, halves, kLanes);
+  }
+  for (int64_t j = i; j < count; ++j) halves[j - i] = round_bfloat16(from[j]);
+  if (i < count) use(i, halves, count - i);
+}
+
+// Keys, float32, into their slot.
+inline void write_keys(const Cache& cache, const Place& place, const float* from) {
+  if (cache.kind == kInt8Cache) return write_int8(cache, place, from);
+  if (cache.kind == kFloatCache) {
+    float* to = reinterpret_cast<float*>(cache.data + place.tile(4)) + place.lane();
+    for (int64_t i = 0; i < place.dim; ++i) to[i * kBlock] = from[i];
+    return;
+  }
+  uint32_t* to = reinterpret_cast<uint32_t*>(cache.data + place.tile(2)) + place.lane();
+  round_row(from, place.dim, [&](int64_t first, const uint16_t* halves, int64_t count) {
+    for (int64_t i = 0; i < count; i += 2)
+      to[(first + i) / 2 * kBlock] = products::pair_of(halves + i);
+  });
+}
+
+// Values, float32, into their slot.
+inline void write_values(const Cache& cache, const Place& place, const float* from) {
+  if (cache.kind == kInt8Cache) return write_int8(cache, place, from);
+  if (cache.kind == kFloatCache) {
+    float* to = reinterpret_cast<float*>(cache.data + place.tile(4)) + place.lane() * place.dim;
+    std::memcpy(to, from, 4 * place.dim);
+    return;
+  }
+  const int64_t lane = place.lane();
+  uint16_t* to = reinterpret_cast<uint16_t*>(cache.data + place.tile(2));
+  to += lane / 2 * 2 * place.dim + lane % 2;
+  round_row(from, place.dim, [&](int64_t first, const uint16_t* halves, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[2 * (first + i)] = halves[i];
+  });
 }
 
 // A thread's memory, cut from one block.
 struct Room {
   uint32_t* queries;        // (rows, words)
-  uint32_t* keys;           // (blocks of a split, words, 16)
-  uint32_t* values;         // (words of a split, padded_dim)
+  uint32_t* keys;           // (blocks of a split, words, 16): tiles that had to be made
+  uint32_t* values;         // (words of a split, padded_dim): the same
   uint32_t* probabilities;  // (rows, words of a split)
   float* scores;            // (rows, keys of a split)
   float *sums, *totals;     // (rows, padded_dim) of a split, and of all splits
   float *most, *weight, *total_most, *total_weight;  // (rows)
-  uint32_t* rows;           // (16, words): widened rows, or filled up with zeros
+  uint32_t* rows;           // (16, words): widened rows of int8
   uint32_t* nothing;        // (words): a row of zeros
 
   static int64_t carve(const Shape& shape, uint8_t* memory, Room* room) {
@@ -138,7 +193,7 @@ struct Room {
     };
     Room r;
     r.queries = reinterpret_cast<uint32_t*>(take(kMostRows * words));
-    r.keys = reinterpret_cast<uint32_t*>(take(kSplit * words));
+    r.keys = reinterpret_cast<uint32_t*>(take(kSplit * dim));
     r.values = reinterpret_cast<uint32_t*>(take(kSplit * dim));
     r.probabilities = reinterpret_cast<uint32_t*>(take(kMostRows * kSplit));
     r.scores = reinterpret_cast<float*>(take(kMostRows * kSplit));
@@ -157,41 +212,26 @@ struct Room {
   }
 };
 
-// Addresses of the words of 16 keys' or values' rows: of `count` slots, then zeros.
-inline void find_rows(const Cache& cache, const Shape& shape, const int64_t* slots, int64_t count,
-                      int64_t head, const Room& room, const uint32_t** rows) {
-  const int64_t dim = shape.head_dim, words = shape.words();
-  const bool is_whole = dim == shape.padded_dim();
+// The words of 16 rows of int8: of `count` slots, then zeros.
+inline void widen_rows(const Cache& cache, const Shape& shape, const int64_t* slots, int64_t count,
+                       int64_t head, const Room& room, const uint32_t** rows) {
+  const int64_t dim = shape.head_dim, words = shape.words(), size = dim / cache.groups;
   for (int64_t i = 0; i < kBlock; ++i) {
-    if (i >= count) {
-      rows[i] = room.nothing;
-      continue;
-    }
+    rows[i] = i < count ? room.rows + i * words : room.nothing;
+    if (i >= count) continue;
     const int64_t at = slots[i] * shape.num_kv_heads + head;
-    if (cache.kind != kInt8Cache) {
-      const int64_t bytes = (cache.kind == kBfloat16Cache ? 2 : 4) * dim;
-      const uint8_t* from = cache.data + at * bytes;
-      if (is_whole) {
-        rows[i] = reinterpret_cast<const uint32_t*>(from);
-        continue;
-      }
-      std::memcpy(room.rows + i * words, from, bytes);
-    } else {
-      const int8_t* codes = reinterpret_cast<const int8_t*>(cache.data) + at * dim;
-      const int64_t size = dim / cache.groups;
-      for (int64_t g = 0; g < cache.groups; ++g) {
-        const float scale = load_scale(cache, at * cache.groups + g);
-        for (int64_t j = g * size; j < (g + 1) * size; ++j) {
-          const float value = codes[j] * scale;
-          if (shape.is_bfloat16) {
-            reinterpret_cast<uint16_t*>(room.rows + i * words)[j] = round_bfloat16(value);
-          } else {
-            reinterpret_cast<float*>(room.rows + i * words)[j] = value;
-          }
+    const int8_t* codes = reinterpret_cast<const int8_t*>(cache.data) + at * dim;
+    for (int64_t g = 0; g < cache.groups; ++g) {
+      const float scale = load_scale(cache, at * cache.groups + g);
+      for (int64_t j = g * size; j < (g + 1) * size; ++j) {
+        const float value = codes[j] * scale;
+        if (shape.is_bfloat16) {
+          reinterpret_cast<uint16_t*>(room.rows + i * words)[j] = round_bfloat16(value);
+        } else {
+          reinterpret_cast<float*>(room.rows + i * words)[j] = value;
         }
       }
     }
-    rows[i] = room.rows + i * words;
   }
 }
 
@@ -249,6 +289,76 @@ inline void interleave(const uint32_t* a, const uint32_t* b, int64_t dim, uint32
 #endif
 }
 
+// Keys or values of 16 positions from a multiple of 16 on; `count` of them are the sequence's.
+struct Block {
+  const int64_t* slots;
+  int64_t count;
+  bool is_tile;  // their slots are those of a tile
+};
+
+// (words, 16): where they are, or made in `room`. What is beyond the sequence's end may be anything.
+inline const uint32_t* find_keys(const Cache& cache, const Shape& shape, const Block& block,
+                                 int64_t head, const Room& room, uint32_t* made) {
+  const int64_t words = shape.words();
+  if (cache.kind == kInt8Cache) {
+    const uint32_t* rows[kBlock];
+    widen_rows(cache, shape, block.slots, block.count, head, room, rows);
+    transpose(rows, words, made);
+    return made;
+  }
+  const int64_t element = shape.element(), real_words = shape.head_dim * element / 4;
+  const auto tile_of = [&](int64_t slot) {
+    const Place place{slot, head, shape.num_kv_heads, shape.head_dim};
+    return reinterpret_cast<const uint32_t*>(cache.data + place.tile(element));
+  };
+  if (block.is_tile && real_words == words) return tile_of(block.slots[0]);
+  std::memset(made, 0, 4 * words * kBlock);
+  for (int64_t i = 0; i < block.count; ++i) {
+    const uint32_t* tile = tile_of(block.slots[i]) + block.slots[i] % kBlock;
+    for (int64_t w = 0; w < real_words; ++w) made[w * kBlock + i] = tile[w * kBlock];
+  }
+  return made;
+}
+
+// (words of 16 slots, padded_dim): where they are, or made in `room`, zero beyond the sequence's end,
+// since a probability of zero does not make nothing of a NaN.
+inline const uint32_t* find_values(const Cache& cache, const Shape& shape, const Block& block,
+                                   int64_t head, const Room& room, uint32_t* made) {
+  const int64_t dim = shape.head_dim, padded = shape.padded_dim(), per_word = shape.keys_per_word();
+  if (cache.kind == kInt8Cache) {
+    const uint32_t* rows[kBlock];
+    widen_rows(cache, shape, block.slots, block.count, head, room, rows);
+    for (int64_t i = 0; i < kBlock; i += per_word) {
+      if (per_word == 2) {
+        interleave(rows[i], rows[i + 1], padded, made + i / 2 * padded);
+      } else {
+        std::memcpy(made + i * padded, rows[i], 4 * padded);
+      }
+    }
+    return made;
+  }
+  const auto tile_of = [&](int64_t slot) {
+    const Place place{slot, head, shape.num_kv_heads, dim};
+    return reinterpret_cast<const uint32_t*>(cache.data + place.tile(shape.element()));
+  };
+  if (block.is_tile && padded == dim && block.count == kBlock) return tile_of(block.slots[0]);
+  std::memset(made, 0, 4 * kBlock / per_word * padded);
+  for (int64_t i = 0; i < block.count; ++i) {
+    const int64_t lane = block.slots[i] % kBlock;
+    const uint32_t* from = tile_of(block.slots[i]) + lane / per_word * dim;
+    uint32_t* to = made + i / per_word * padded;
+    if (per_word == 1) {
+      std::memcpy(to, from, 4 * dim);
+    } else if (block.is_tile && i % 2 == 0 && i + 1 < block.count) {
+      std::memcpy(to, from, 4 * dim);
+      ++i;
+    } else {
+      for (int64_t j = 0; j < dim; ++j) to[j] |= (from[j] >> 16 * (lane % 2) & 0xffffu) << 16 * (i % 2);
+    }
+  }
+  return made;
+}
+
 // ---- one split ----
 
 template <bool kIsBfloat16>
@@ -266,50 +376,65 @@ constexpr int kScoreRows = 8, kValueRows = 6;
 constexpr int kScoreRows = 3, kValueRows = 2;
 #endif
 
+// Blocks of a split, from `first` on.
+struct Blocks {
+  int64_t first, count;
+};
+
+using Tiles = const uint32_t* [kSplit / kBlock];
+
 template <bool kIsBfloat16, int kRows>
-inline void score_rows(const Room& room, int64_t words, int64_t row, int64_t num_blocks) {
-  for (int64_t block = 0; block < num_blocks; block += 2) {  // room for an even number
-    const uint32_t* keys = room.keys + block * words * kBlock;
+inline void score_rows(const Room& room, int64_t words, int64_t row, const Blocks& blocks,
+                       const Tiles& tiles) {
+  for (int64_t block = 0; block < blocks.count; block += 2) {
+    const uint32_t* keys[2] = {tiles[block], tiles[std::min(block + 1, blocks.count - 1)]};
     Floats sums[2][kRows];
     for (auto& each : sums)
       for (auto& sum : each) sum = zero();
     for (int64_t w = 0; w < words; ++w) {
       for (int r = 0; r < kRows; ++r) {
         const uint32_t x = room.queries[(row + r) * words + w];
-        sums[0][r] = dot_words<kIsBfloat16>(sums[0][r], keys + w * kBlock, x);
-        sums[1][r] = dot_words<kIsBfloat16>(sums[1][r], keys + (words + w) * kBlock, x);
+        sums[0][r] = dot_words<kIsBfloat16>(sums[0][r], keys[0] + w * kBlock, x);
+        sums[1][r] = dot_words<kIsBfloat16>(sums[1][r], keys[1] + w * kBlock, x);
       }
     }
-    for (int r = 0; r < kRows; ++r)
-      for (int i = 0; i < 2; ++i)
-        store(room.scores + (row + r) * kSplit + (block + i) * kBlock, sums[i][r]);
+    for (int r = 0; r < kRows; ++r) {
+      float* to = room.scores + (row + r) * kSplit + (blocks.first + block) * kBlock;
+      store(to, sums[0][r]);
+      if (block + 1 < blocks.count) store(to + kBlock, sums[1][r]);
+    }
   }
 }
 
-// sums = probabilities . values
+// sums = those of the blocks before + probabilities . values
 template <bool kIsBfloat16, int kRows>
-inline void add_values(const Room& room, int64_t dim, int64_t row, int64_t num_words) {
+inline void add_values(const Room& room, int64_t dim, int64_t row, const Blocks& blocks,
+                       const Tiles& tiles) {
   constexpr int kVectors = 4;
-  constexpr int64_t words_of_split = kIsBfloat16 ? kSplit / 2 : kSplit;
+  constexpr int64_t kWords = kIsBfloat16 ? kBlock / 2 : kBlock;  // of a block
+  constexpr int64_t words_of_split = kSplit / kBlock * kWords;
+  const uint32_t* weights = room.probabilities + row * words_of_split + blocks.first * kWords;
   for (int64_t first = 0; first < dim; first += kVectors * kLanes) {
     const int count = static_cast<int>(std::min<int64_t>(kVectors, (dim - first) / kLanes));
     const auto run = [&](auto vectors) {
       constexpr int kCount = decltype(vectors)::value;
+      float* kept = room.sums + row * dim + first;
       Floats sums[kRows][kCount];
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kCount; ++v)
-          sums[r][v] = zero();
-      for (int64_t w = 0; w < num_words; ++w) {
-        const uint32_t* values = room.values + w * dim + first;
-        for (int r = 0; r < kRows; ++r) {
-          const uint32_t x = room.probabilities[(row + r) * words_of_split + w];
-          for (int v = 0; v < kCount; ++v)
-            sums[r][v] = dot_words<kIsBfloat16>(sums[r][v], values + v * kLanes, x);
+          sums[r][v] = blocks.first == 0 ? zero() : load(kept + r * dim + v * kLanes);
+      for (int64_t block = 0; block < blocks.count; ++block) {
+        for (int64_t w = 0; w < kWords; ++w) {
+          const uint32_t* values = tiles[block] + w * dim + first;
+          for (int r = 0; r < kRows; ++r) {
+            const uint32_t x = weights[r * words_of_split + block * kWords + w];
+            for (int v = 0; v < kCount; ++v)
+              sums[r][v] = dot_words<kIsBfloat16>(sums[r][v], values + v * kLanes, x);
+          }
         }
       }
       for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kCount; ++v)
-          store(room.sums + (row + r) * dim + first + v * kLanes, sums[r][v]);
+        for (int v = 0; v < kCount; ++v) store(kept + r * dim + v * kLanes, sums[r][v]);
     };
     if (count == 4) {
       run(std::integral_constant<int, 4>());
@@ -329,21 +454,30 @@ inline void soften_row(const Room& room, const Shape& shape, int64_t row, int64_
                        int64_t position, int64_t first_key, int64_t num_blocks) {
   float* scores = room.scores + row * kSplit;
   const Floats scale = all(1.0f / std::sqrt(static_cast<float>(shape.head_dim)));
-  const float slope = shape.slopes == nullptr ? 0.0f : shape.slopes[head];
-  const Floats lane = load(kLaneNumbers);
+  const int64_t distance = position - first_key, num_keys = num_blocks * kBlock;  // of the first
+  const bool sees_all = distance >= num_keys - 1 && (shape.window == 0 || distance < shape.window);
   Floats most = all(kMasked);
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    // position - key: exact in float32
-    const Floats distance =
-        sub(all(static_cast<float>(position - first_key - block * kBlock)), lane);
-    Floats score = mul(load(scores + block * kBlock), scale);
-    if (shape.slopes != nullptr) score = fma(all(-slope), distance, score);
-    Floats hidden = distance;  // negative where the key is not seen
-    if (shape.window > 0)
-      hidden = min(hidden, sub(all(static_cast<float>(shape.window - 1)), distance));
-    score = select(as_ints(hidden), all(kMasked), score);
-    store(scores + block * kBlock, score);
-    most = max(most, score);
+  if (sees_all && shape.slopes == nullptr) {
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      const Floats score = mul(load(scores + block * kBlock), scale);
+      store(scores + block * kBlock, score);
+      most = max(most, score);
+    }
+  } else {
+    const float slope = shape.slopes == nullptr ? 0.0f : shape.slopes[head];
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      // position - key: exact in float32
+      const Floats distances =
+          sub(all(static_cast<float>(distance - block * kBlock)), load(kLaneNumbers));
+      Floats score = mul(load(scores + block * kBlock), scale);
+      if (shape.slopes != nullptr) score = fma(all(-slope), distances, score);
+      Floats hidden = distances;  // negative where the key is not seen
+      if (shape.window > 0)
+        hidden = min(hidden, sub(all(static_cast<float>(shape.window - 1)), distances));
+      score = select(as_ints(hidden), all(kMasked), score);
+      store(scores + block * kBlock, score);
+      most = max(most, score);
+    }
   }
   const float most_of_row = largest(most), base = most_of_row == kMasked ? 0.0f : most_of_row;
   const Floats subtrahend = all(base);
@@ -397,12 +531,15 @@ inline int64_t first_seen(const Shape& shape, int64_t position) {
   return shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0;
 }
 
-// Scores, probabilities and sums of the task's queries of one KV head over one split.
+// Scores, probabilities and sums of the task's queries over one split: `num_heads` KV heads from
+// `first_head` on, the queries of one after those of another. A few blocks of all heads come before
+// the next blocks, since the heads of a slot lie side by side.
 template <bool kIsBfloat16>
 void run_split(const Room& room, const Shape& shape, const Cache& keys, const Cache& values,
-               const Context& context, const Task& task, int64_t kv_head, int64_t split) {
+               const Context& context, const Task& task, int64_t first_head, int64_t num_heads,
+               int64_t split) {
   const int64_t words = shape.words(), dim = shape.padded_dim(), group = shape.group();
-  const int64_t num_rows = task.num_tokens * group;
+  const int64_t rows_of_head = task.num_tokens * group, num_rows = num_heads * rows_of_head;
   const int64_t position = context.first_position + task.first;  // of the first query
   const int64_t first = split * kSplit;
   const int64_t last = std::min(position + task.num_tokens, first + kSplit);
@@ -413,32 +550,44 @@ void run_split(const Room& room, const Shape& shape, const Cache& keys, const Ca
     return;
   }
   const int64_t num_blocks = (last - first + kBlock - 1) / kBlock;
-  const uint32_t* rows[kBlock];
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    const int64_t key = first + block * kBlock;
-    int64_t slots[kBlock];
-    context.find_slots(key, last, slots);
-    find_rows(keys, shape, slots, last - key, kv_head, room, rows);
-    transpose(rows, words, room.keys + block * words * kBlock);
-    find_rows(values, shape, slots, last - key, kv_head, room, rows);
-    for (int64_t i = 0; i < kBlock; i += shape.keys_per_word()) {
-      uint32_t* to = room.values + (block * kBlock + i) / shape.keys_per_word() * dim;
-      if constexpr (kIsBfloat16) {
-        interleave(rows[i], rows[i + 1], dim, to);
-      } else {
-        std::memcpy(to, rows[i], 4 * dim);
+  const int64_t step = num_heads > 1 ? kBlocksOfHeads : kSplit / kBlock;
+  const bool is_tile = context.block_size % kBlock == 0;
+  int64_t slots[kSplit];
+  for (int64_t block = 0; block < num_blocks; ++block)
+    context.find_slots(first + block * kBlock, last, slots + block * kBlock);
+  // Calls use(first row, blocks, tiles) for each head of a few blocks, then of the next.
+  const auto for_blocks = [&](const Cache& cache, auto find, uint32_t* made, auto use) {
+    for (int64_t begin = 0; begin < num_blocks; begin += step) {
+      const Blocks blocks{begin, std::min(step, num_blocks - begin)};
+      for (int64_t i = 0; i < num_heads; ++i) {
+        Tiles tiles;
+        for (int64_t j = 0; j < blocks.count; ++j) {
+          const int64_t key = (begin + j) * kBlock;
+          const Block block{slots + key, std::min(kBlock, last - first - key), is_tile};
+          tiles[j] = find(cache, shape, block, first_head + i, room, made + j * kBlock * dim);
+        }
+        use(i * rows_of_head, blocks, tiles);
       }
     }
-  }
-  products::for_each_tile<kScoreRows>(0, 0, num_rows, [&](auto count, products::Tile tile) {
-    score_rows<kIsBfloat16, count.value>(room, words, tile.at, num_blocks);
+  };
+  for_blocks(keys, find_keys, room.keys, [&](int64_t first_row, const Blocks& blocks,
+                                             const Tiles& tiles) {
+    products::for_each_tile<kScoreRows>(
+        first_row, first_row + rows_of_head, [&](auto count, int64_t row) {
+          score_rows<kIsBfloat16, count.value>(room, words, row, blocks, tiles);
+        });
   });
-  for (int64_t r = 0; r < num_rows; ++r)
-    soften_row<kIsBfloat16>(room, shape, r, kv_head * group + r % group, position + r / group,
-                            first, num_blocks);
-  const int64_t num_words = num_blocks * kBlock / shape.keys_per_word();
-  products::for_each_tile<kValueRows>(0, 0, num_rows, [&](auto count, products::Tile tile) {
-    add_values<kIsBfloat16, count.value>(room, dim, tile.at, num_words);
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const int64_t of_head = row % rows_of_head;
+    const int64_t head = (first_head + row / rows_of_head) * group + of_head % group;
+    soften_row<kIsBfloat16>(room, shape, row, head, position + of_head / group, first, num_blocks);
+  }
+  for_blocks(values, find_values, room.values, [&](int64_t first_row, const Blocks& blocks,
+                                                   const Tiles& tiles) {
+    products::for_each_tile<kValueRows>(
+        first_row, first_row + rows_of_head, [&](auto count, int64_t row) {
+          add_values<kIsBfloat16, count.value>(room, dim, row, blocks, tiles);
+        });
   });
 }
 
@@ -457,17 +606,19 @@ struct Rows {
 
 template <bool kIsBfloat16>
 void load_queries(const Room& room, const Shape& shape, const Context& context, const Task& task,
-                  int64_t kv_head, const Rows& io) {
+                  int64_t kv_head, const Rows& io, int64_t first_row) {
   const int64_t group = shape.group(), words = shape.words();
   for (int64_t r = 0; r < task.num_tokens * group; ++r) {
     const int64_t token = context.first_token + task.first + r / group;
     const float* from =
         io.queries + token * io.query_stride + (kv_head * group + r % group) * shape.head_dim;
-    uint32_t* to = room.queries + r * words;
+    uint32_t* to = room.queries + (first_row + r) * words;
     std::memset(to, 0, 4 * words);
     if constexpr (kIsBfloat16) {
       uint16_t* halves = reinterpret_cast<uint16_t*>(to);
-      for (int64_t i = 0; i < shape.head_dim; ++i) halves[i] = round_bfloat16(from[i]);
+      round_row(from, shape.head_dim, [&](int64_t first, const uint16_t* some, int64_t count) {
+        std::memcpy(halves + first, some, 2 * count);
+      });
     } else {
       std::memcpy(to, from, 4 * shape.head_dim);
     }
@@ -479,26 +630,32 @@ void run_task(const Room& room, const Shape& shape, const Cache& keys, const Cac
               const Context& context, const Task& task, const Rows& io, float* partials) {
   const int64_t group = shape.group(), dim = shape.padded_dim();
   const int64_t num_rows = task.num_tokens * group;
-  for (int64_t head = task.first_head; head < task.first_head + task.num_heads; ++head) {
-    load_queries<kIsBfloat16>(room, shape, context, task, head, io);
-    if (task.split >= 0) {
-      run_split<kIsBfloat16>(room, shape, keys, values, context, task, head, task.split);
-      for (int64_t r = 0; r < num_rows; ++r) {
-        const int64_t index = task.partial + (head - task.first_head) * num_rows + r;
+  if (task.split >= 0) {
+    const int64_t most = kMostRows / num_rows, end = task.first_head + task.num_heads;
+    for (int64_t first = task.first_head; first < end; first += most) {
+      const int64_t count = std::min(most, end - first);
+      for (int64_t i = 0; i < count; ++i)
+        load_queries<kIsBfloat16>(room, shape, context, task, first + i, io, i * num_rows);
+      run_split<kIsBfloat16>(room, shape, keys, values, context, task, first, count, task.split);
+      for (int64_t r = 0; r < count * num_rows; ++r) {
+        const int64_t index = task.partial + (first - task.first_head) * num_rows + r;
         float* to = partials + index * partial_floats(shape);
         to[0] = room.most[r];
         to[1] = room.weight[r];
         std::memcpy(to + kLanes, room.sums + r * dim, 4 * dim);
       }
-      continue;
     }
+    return;
+  }
+  for (int64_t head = task.first_head; head < task.first_head + task.num_heads; ++head) {
+    load_queries<kIsBfloat16>(room, shape, context, task, head, io, 0);
     std::fill(room.total_most, room.total_most + num_rows, kMasked);
     std::fill(room.total_weight, room.total_weight + num_rows, 0.0f);
     std::memset(room.totals, 0, sizeof(float) * num_rows * dim);
     const int64_t position = context.first_position + task.first;
     int64_t split = first_seen(shape, position) / kSplit;
     for (; split * kSplit < position + task.num_tokens; ++split) {
-      run_split<kIsBfloat16>(room, shape, keys, values, context, task, head, split);
+      run_split<kIsBfloat16>(room, shape, keys, values, context, task, head, 1, split);
       for (int64_t r = 0; r < num_rows; ++r)
         merge(dim, room.most[r], room.weight[r], room.sums + r * dim, room.total_most[r],
               room.total_weight[r], room.totals + r * dim);

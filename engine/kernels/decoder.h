@@ -10,13 +10,19 @@
 #include <cstdlib>
 #include <memory>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "attention.h"
+#include "gated.h"
 #include "inputs.h"
 #include "products.h"
 #include "team.h"
 #include "weights.h"
 
 constexpr int64_t kMostParts = 3;
+constexpr int64_t kHugePage = 1 << 21;
 
 // The structs down to Step are mirrored by engine/kernels/abi.py.
 
@@ -38,6 +44,19 @@ struct Layer {
   Linear qkv, output, gate_up, down;
   attention::Cache keys, values;
   int64_t window;
+
+  // Whether gate and up begin at panels of their own.
+  bool has_halves() const {
+    const int64_t width = gate_up.rows() / 2;
+    return gate_up.num_parts == 2 ? gate_up.parts[0].rows == width
+                                  : gate_up.num_parts == 1 && width % kPanel == 0;
+  }
+  gated::Half half(int64_t index) const {
+    const int64_t first_row = index * (gate_up.rows() / 2);
+    if (gate_up.num_parts == 1) return {gate_up.parts, first_row / kPanel, gate_up.bias};
+    const float* bias = gate_up.bias == nullptr ? nullptr : gate_up.bias + first_row;
+    return {gate_up.parts + index, 0, bias};
+  }
 };
 
 struct Model {
@@ -73,9 +92,12 @@ class Arena {
     used_ = 0;
     if (bytes <= size_) return;
     std::free(memory_);
-    size_ = round_up(bytes, 4096);
-    memory_ = static_cast<uint8_t*>(std::aligned_alloc(4096, size_));
+    size_ = round_up(bytes, kHugePage);
+    memory_ = static_cast<uint8_t*>(std::aligned_alloc(kHugePage, size_));
     if (memory_ == nullptr) std::abort();
+#if defined(MADV_HUGEPAGE)
+    madvise(memory_, size_, MADV_HUGEPAGE);  // rows of activations lie pages apart
+#endif
   }
   uint8_t* take(int64_t bytes) {
     uint8_t* at = memory_ + used_;
@@ -122,18 +144,6 @@ inline void rms_norm(float* x, const float* added, const float* weight, float ep
   scale_by(x, 1.0f / std::sqrt(mean + eps), weight, count, to);
 }
 
-inline void silu_mul(const float* gate, const float* up, int64_t count, float* to) {
-  using namespace simd;
-  int64_t i = 0;
-  const Floats one = all(1.0f);
-  for (; i + kLanes <= count; i += kLanes) {
-    const Floats g = load(gate + i);
-    const Floats silu = div(g, add(one, exp(sub(zero(), g))));
-    store(to + i, mul(silu, load(up + i)));
-  }
-  for (; i < count; ++i) to[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
-}
-
 inline void rotate(float* head, const float* cosines, const float* sines, int64_t half) {
   for (int64_t i = 0; i < half; ++i) {
     const float a = head[i], b = head[half + i];
@@ -146,29 +156,28 @@ inline void rotate(float* head, const float* cosines, const float* sines, int64_
 
 inline void multiply(Team& team, const Linear& linear, const Input& input, int64_t num_rows,
                      products::Room& room, float* out, int64_t stride) {
-  int64_t num_tasks[kMostParts], total = 0;
+  products::Tasks tasks[kMostParts];
+  int64_t total = 0;
   for (int64_t i = 0; i < linear.num_parts; ++i) {
-    num_tasks[i] = products::num_tasks(linear.parts[i], input, num_rows, team.size());
-    total += num_tasks[i];
+    tasks[i] = products::Tasks(input, num_rows, linear.parts[i].rows, team.size());
+    total += tasks[i].count();
   }
   team.run(total, [&](int64_t task) {
     int64_t part = 0, first_row = 0;
-    while (task >= num_tasks[part]) {
-      task -= num_tasks[part];
+    while (task >= tasks[part].count()) {
+      task -= tasks[part].count();
       first_row += linear.parts[part++].rows;
     }
     const float* bias = linear.bias == nullptr ? nullptr : linear.bias + first_row;
-    products::run_task(linear.parts[part], input, num_rows, team.size(), task, room,
+    products::run_task(linear.parts[part], input, tasks[part], task, room,
                        {out + first_row, stride, bias});
   });
 }
 
-// Rows of a task that treats them one by one.
-inline int64_t rows_at_once(int64_t num_rows) { return num_rows > 16 ? 4 : 1; }
-
+// Calls work(row) for all rows, `most` in a task where there are enough of them.
 template <typename Work>
-inline void for_rows(Team& team, int64_t num_rows, Work work) {
-  const int64_t step = rows_at_once(num_rows);
+inline void for_rows(Team& team, int64_t num_rows, Work work, int64_t most = 4) {
+  const int64_t step = num_rows > 4 * most ? most : 1;
   team.run((num_rows + step - 1) / step, [&](int64_t task) {
     for (int64_t row = task * step; row < std::min(num_rows, (task + 1) * step); ++row) work(row);
   });
@@ -195,23 +204,25 @@ class Pass {
     const int64_t input_bytes = n * Input::row_bytes(kFloatRows, most_columns);
     const int64_t room_bytes = attention::Room::carve(shape_, nullptr, nullptr);
     const int64_t partial_floats = plan_.num_partials * attention::partial_floats(shape_);
-    int64_t bytes = 4 * n * (2 * hidden_ + qkv_ + heads_ + 2 * width_ + 2 * half) + input_bytes;
+    const int64_t gated_bytes = n * 8 * round_up(width_, kUnit);
+    int64_t bytes = 4 * n * (2 * hidden_ + qkv_ + heads_ + 2 * half) + input_bytes + gated_bytes;
     bytes += 4 * partial_floats + 64 * 16;
-    bytes += num_threads * (static_cast<int64_t>(sizeof(products::Room)) + room_bytes +
-                            8 * most_columns + 64 * 8);
+    const int64_t local_bytes = sizeof(products::Room) + sizeof(gated::Room) + room_bytes;
+    bytes += num_threads * (local_bytes + 8 * most_columns + 64 * 8);
     arena.reserve(bytes);
     residual_ = arena.floats(n * hidden_);
     added_ = arena.floats(n * hidden_);
     projected_ = arena.floats(n * qkv_);
     attended_ = arena.floats(n * heads_);
-    gated_ = arena.floats(n * 2 * width_);
     cosines_ = arena.floats(n * half);
     sines_ = arena.floats(n * half);
     partials_ = arena.floats(partial_floats);
     input_ = arena.take(input_bytes);
+    gated_ = arena.take(gated_bytes);
     for (int i = 0; i < num_threads; ++i) {
       Local local;
       local.products = reinterpret_cast<products::Room*>(arena.take(sizeof(products::Room)));
+      local.gated = reinterpret_cast<gated::Room*>(arena.take(sizeof(gated::Room)));
       attention::Room::carve(shape_, arena.take(room_bytes), &local.attention);
       local.row = arena.floats(most_columns);
       local.reordered = arena.floats(most_columns);
@@ -252,6 +263,7 @@ class Pass {
  private:
   struct Local {
     products::Room* products;
+    gated::Room* gated;
     attention::Room attention;
     float *row, *reordered;
   };
@@ -294,7 +306,8 @@ class Pass {
                layer.attention_norm, model_.eps, model_.hidden_size, to);
     });
     multiply(team, layer.qkv, input, n, *local.products, projected_, qkv_);
-    for_rows(team, n, [&](int64_t token) { place(layer, token); });
+    // neighbours share cache lines of the tiles they are written to
+    for_rows(team, n, [&](int64_t token) { place(layer, token); }, attention::kBlock);
     attention::Shape shape = shape_;
     shape.window = layer.window;
     const attention::Rows io{projected_, qkv_, attended_, heads_};
@@ -334,9 +347,9 @@ class Pass {
       for (int64_t i = 0; i < heads_; ++i) queries[i] *= scale;
     }
     for (int64_t i = 0; i < model_.num_kv_heads; ++i) {
-      const int64_t at = step_.slots[token] * model_.num_kv_heads + i;
-      attention::write_head(layer.keys, at, dim, keys + i * dim);
-      attention::write_head(layer.values, at, dim, values + i * dim);
+      const attention::Place at{step_.slots[token], i, model_.num_kv_heads, dim};
+      attention::write_keys(layer.keys, at, keys + i * dim);
+      attention::write_values(layer.values, at, values + i * dim);
     }
   }
 
@@ -359,10 +372,23 @@ class Pass {
       rms_norm(residual_ + row * hidden_, added_ + row * hidden_, layer.mlp_norm, model_.eps,
                model_.hidden_size, to);
     });
-    multiply(team, layer.gate_up, normed, num_rows, *local.products, gated_, 2 * width_);
+    const Weight& down = layer.down.parts[0];
+    if (down.order == nullptr && layer.has_halves()) {
+      const Input gated{form_of(down, shape_.is_bfloat16), down.padded_columns(), gated_};
+      const gated::Half gate = layer.half(0), up = layer.half(1);
+      const products::Tasks tasks(normed, num_rows, gated.columns, team.size());
+      team.run(tasks.count(), [&](int64_t task) {
+        gated::run_task(gate, up, width_, normed, tasks, task, *local.products, *local.gated,
+                        gated);
+      });
+      multiply(team, layer.down, gated, num_rows, *local.products, added_, hidden_);
+      return;
+    }
+    float* both = reinterpret_cast<float*>(gated_);
+    multiply(team, layer.gate_up, normed, num_rows, *local.products, both, 2 * width_);
     const Input gated = prepare(team, local, layer.down, num_rows, [&](int64_t row, float* to) {
-      const float* gate = gated_ + row * 2 * width_;
-      silu_mul(gate, gate + width_, width_, to);
+      const float* gate = both + row * 2 * width_;
+      gated::silu_mul(gate, gate + width_, width_, to);
     });
     multiply(team, layer.down, gated, num_rows, *local.products, added_, hidden_);
   }
@@ -373,7 +399,7 @@ class Pass {
   const attention::Shape shape_;
   const attention::Step attention_step_;
   const attention::Plan plan_;
-  float *residual_, *added_, *projected_, *attended_, *gated_, *cosines_, *sines_, *partials_;
-  uint8_t* input_;
+  float *residual_, *added_, *projected_, *attended_, *cosines_, *sines_, *partials_;
+  uint8_t *input_, *gated_;  // gated_: in the form that the product down takes, or gate and up
   std::vector<Local> locals_;
 };

@@ -12,8 +12,9 @@ enum Form : int32_t { kFloatRows = 0, kBfloat16Rows = 1, kInt8Rows = 2 };
 
 struct UnitScale {
   float scale;
-  int32_t sums[2];  // of the codes of columns 0 to 15 and 16 to 31
-  int32_t unused;
+  float scaled_sum;   // scale * sum
+  int32_t sum;        // of the codes
+  int32_t first_sum;  // of those of columns 0 to 15
 };
 
 // Rows in one of the forms; memory is the caller's.
@@ -38,21 +39,32 @@ struct Input {
   }
 };
 
-inline void quantize_row(const float* from, const Input& input, int64_t row) {
+// A unit of a row, 32 floats, in the input's form.
+inline void put_unit(const float* from, const Input& input, int64_t row, int64_t unit) {
   using namespace simd;
-  int8_t* codes = reinterpret_cast<int8_t*>(input.row(row));
-  UnitScale* scales = input.scales(row);
-  for (int64_t unit = 0; unit < input.columns / kUnit; ++unit, from += kUnit, codes += kUnit) {
-    const Floats a = load(from), b = load(from + kLanes);
-    // as integers, among which NaN is the largest: it and infinity make the scale not finite
-    const int32_t bits = largest(max(as_ints(magnitude(a)), as_ints(magnitude(b))));
-    const float most = from_bits(static_cast<uint32_t>(bits));
-    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    const Ints low = to_ints(mul(a, all(inverse))), high = to_ints(mul(b, all(inverse)));
-    store_int8(codes, low);
-    store_int8(codes + kLanes, high);
-    scales[unit] = {most / 127.0f, {sum(low), sum(high)}, 0};
+  const Floats a = load(from), b = load(from + kLanes);
+  if (input.form == kFloatRows) {
+    float* to = reinterpret_cast<float*>(input.row(row)) + unit * kUnit;
+    store(to, a);
+    store(to + kLanes, b);
+    return;
   }
+  if (input.form == kBfloat16Rows) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(input.row(row)) + unit * kUnit;
+    store_bfloat16(to, a);
+    store_bfloat16(to + kLanes, b);
+    return;
+  }
+  // as integers, among which NaN is the largest: it and infinity make the scale not finite
+  const int32_t bits = largest(max(as_ints(magnitude(a)), as_ints(magnitude(b))));
+  const float most = from_bits(static_cast<uint32_t>(bits)), scale = most / 127.0f;
+  const Floats inverse = all(most > 0.0f ? 127.0f / most : 0.0f);
+  const Ints low = to_ints(mul(a, inverse)), high = to_ints(mul(b, inverse));
+  int8_t* codes = reinterpret_cast<int8_t*>(input.row(row)) + unit * kUnit;
+  store_int8(codes, low);
+  store_int8(codes + kLanes, high);
+  const int32_t first_sum = sum(low), both = first_sum + sum(high);
+  input.scales(row)[unit] = {scale, scale * static_cast<float>(both), both, first_sum};
 }
 
 // Brings a row of floats, filled up with zeros to input.columns, into the input's form. `scratch`
@@ -63,12 +75,6 @@ inline void put_row(const float* from, const int32_t* order, const Input& input,
     for (int64_t i = 0; i < input.columns; ++i) scratch[i] = from[order[i]];
     from = scratch;
   }
-  if (input.form == kInt8Rows) return quantize_row(from, input, row);
-  if (input.form == kFloatRows) {
-    std::memcpy(input.row(row), from, 4 * input.columns);
-    return;
-  }
-  uint16_t* to = reinterpret_cast<uint16_t*>(input.row(row));
-  for (int64_t i = 0; i < input.columns; i += simd::kLanes)
-    simd::store_bfloat16(to + i, simd::load(from + i));
+  for (int64_t unit = 0; unit < input.columns / kUnit; ++unit)
+    put_unit(from + unit * kUnit, input, row, unit);
 }

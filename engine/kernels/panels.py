@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine import huge_pages
 from engine.kernels import abi
 from engine.quant.groupwise import GroupwiseWeight
 
@@ -13,6 +14,7 @@ _PACKED_ROWS = 1024  # brought to the layout at once, a multiple of the 16 of a 
 # What float16 may move a scale or an offset by, as a share of it: less than bfloat16 does to the
 # weights themselves when they are widened.
 _CLOSE = 2.0**-11
+_pool = huge_pages.Pool()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def pack(weight: GroupwiseWeight, dtype: torch.dtype, library: ctypes.CDLL) -> P
 
 
 def _allocate(struct: abi.Weight, library: ctypes.CDLL) -> torch.Tensor:
-    memory = torch.empty(library.weight_bytes(ctypes.byref(struct)), dtype=torch.uint8)
+    memory = _pool.take(library.weight_bytes(ctypes.byref(struct)))
     struct.panels = memory.data_ptr()
     return memory
 

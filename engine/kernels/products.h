@@ -5,8 +5,8 @@
 // bfloat16 add column by column (two at a time). Packed weights meet int8 rows in integer dot
 // products of a unit, exact, which are scaled and added; or float32 rows, widened.
 //
-// One to four rows read the weight once and unpack it in registers. With more, a block of columns of
-// two panels is unpacked into the first-level cache and meets all rows.
+// Packed codes are unpacked in registers, again for every eight rows: a panel stays in the first-level
+// cache, and reading unpacked codes from there costs more than unpacking them.
 
 #pragma once
 
@@ -23,23 +23,27 @@ namespace products {
 using namespace simd;
 
 #if defined(__AVX512F__)
-constexpr int kPlainRows = 12, kPackedRows = 6, kPanels = 2;  // what the registers hold
-constexpr int kDirectRows = 6;
+constexpr int kPackedRows = 8, kPlainRows = 12, kPlainPanels = 2;  // what the registers hold
 #else
-constexpr int kPlainRows = 4, kPackedRows = 3, kPanels = 1;
-constexpr int kDirectRows = 4;
+constexpr int kPackedRows = 4, kPlainRows = 4, kPlainPanels = 1;
 #endif
-constexpr int64_t kMostDirectRows = 64;  // of a product; with more, unpacking once pays
-constexpr int64_t kBlockUnits = 16;       // of unpacked codes in the cache
-constexpr int64_t kWidenedUnits = 4;      // of units in float32
+constexpr int64_t kRowsStep = 24;         // what those numbers of rows divide
+constexpr int64_t kMostRows = 240;        // of a task
+constexpr int64_t kInputBytes = 400'000;  // of a task's rows, which are read for each panel
+constexpr int64_t kBlockUnits = 16;       // of plain weights that meet all rows of a task at once
+constexpr int64_t kWidenedUnits = 4;      // the same of codes in float32
 constexpr int64_t kPrefetchBytes = 2048;  // ahead of a stream of weights
 
+// Where products go: a row of an input, a row of a weight (a column here).
 struct Output {
-  float* to;  // row 0, the weight's first row
+  float* to;  // of first_row and first_column
   int64_t stride;
   const float* bias;  // of the weight's rows; null = none
+  int64_t first_row = 0, first_column = 0;
 
-  float* at(int64_t row, int64_t column) const { return to + row * stride + column; }
+  float* at(int64_t row, int64_t column) const {
+    return to + (row - first_row) * stride + column - first_column;
+  }
 };
 
 // Stores 16 sums, or as many as the weight has rows left.
@@ -55,16 +59,20 @@ inline void store_sums(const Output& out, int64_t row, int64_t column, int64_t n
     *out.at(row, column + i) = out.bias == nullptr ? values[i] : values[i] + out.bias[column + i];
 }
 
+// Calls run(number of rows, a constant; row) for tiles of at most kMost rows.
+template <int kMost, typename Run>
+inline void for_each_tile(int64_t row, int64_t end, Run run) {
+  for (; row + kMost <= end; row += kMost) run(std::integral_constant<int, kMost>(), row);
+  if constexpr (kMost > 1)
+    if (row < end) for_each_tile<kMost - 1>(row, end, run);
+}
+
+// ---- packed weights and int8 rows ----
+
 inline int32_t four_codes(const int8_t* from) {
   int32_t codes;
   std::memcpy(&codes, from, sizeof codes);
   return codes;
-}
-
-inline uint32_t pair_of(const uint16_t* from) {
-  uint32_t pair;
-  std::memcpy(&pair, from, sizeof pair);
-  return pair;
 }
 
 // What a unit adds to a sum, from the integer dot products of its halves or, in the first, all of it.
@@ -72,13 +80,13 @@ template <bool kHalves, bool kOffsets>
 inline Floats add_unit(Floats sum, const Ints* dots, const Floats* scales, const Floats* offsets,
                        const UnitScale& x) {
   const Floats scale = all(x.scale);
-  const int num = kHalves ? 2 : 1;
-  for (int i = 0; i < num; ++i) sum = fma(to_floats(dots[i]), mul(scales[i], scale), sum);
-  if constexpr (kOffsets) {
-    for (int i = 0; i < num; ++i) {
-      const int32_t codes = kHalves ? x.sums[i] : x.sums[0] + x.sums[1];
-      sum = fma(offsets[i], all(x.scale * static_cast<float>(codes)), sum);
-    }
+  sum = fma(to_floats(dots[0]), mul(scales[0], scale), sum);
+  if constexpr (kHalves) sum = fma(to_floats(dots[1]), mul(scales[1], scale), sum);
+  if constexpr (kOffsets && kHalves) {
+    sum = fma(offsets[0], all(x.scale * static_cast<float>(x.first_sum)), sum);
+    sum = fma(offsets[1], all(x.scale * static_cast<float>(x.sum - x.first_sum)), sum);
+  } else if constexpr (kOffsets) {
+    sum = fma(offsets[0], all(x.scaled_sum), sum);
   }
   return sum;
 }
@@ -90,29 +98,29 @@ inline void start_dots(Ints* dots, const UnitScale& x, int32_t zero) {
     dots[0] = all_ints(0);
     if constexpr (kHalves) dots[1] = all_ints(0);
   } else if constexpr (kHalves) {
-    dots[0] = all_ints(-zero * x.sums[0]);
-    dots[1] = all_ints(-zero * x.sums[1]);
+    dots[0] = all_ints(-zero * x.first_sum);
+    dots[1] = all_ints(-zero * (x.sum - x.first_sum));
   } else {
-    dots[0] = all_ints(-zero * (x.sums[0] + x.sums[1]));
+    dots[0] = all_ints(-zero * x.sum);
   }
 }
 
-// ---- packed weights and int8 rows: a few rows, unpacked in registers ----
-
 template <int kBits, bool kHalves, bool kOffsets, int kRows>
-void multiply_direct(const Weight& weight, const Input& input, int64_t first_row, int64_t panel,
-                     const Output& out) {
+void packed_tile(const Weight& weight, const Input& input, int64_t row, int64_t panel,
+                 const Output& out) {
   const uint8_t* at = weight.panel(panel);
-  const int64_t units_per_group = weight.units_per_group(), num_units = weight.num_units();
-  const int64_t header_bytes = weight.header_bytes(), unit_bytes = weight.unit_bytes();
+  const int64_t column = panel * kPanel, units_per_group = weight.units_per_group();
+  const int64_t num_units = weight.num_units(), header_bytes = weight.header_bytes();
+  const int64_t unit_bytes = weight.unit_bytes();
   constexpr int kSets = kHalves ? 2 : 1;
   Floats sums[kRows];
-  for (auto& sum : sums) sum = zero();
   const int8_t* codes[kRows];
   const UnitScale* scales_of[kRows];
   for (int r = 0; r < kRows; ++r) {
-    codes[r] = input.codes(first_row + r);
-    scales_of[r] = input.scales(first_row + r);
+    sums[r] = zero();
+    codes[r] = input.codes(row + r);
+    scales_of[r] = input.scales(row + r);
+    __builtin_prefetch(out.at(row + r, column), 1);
   }
   for (int64_t unit = 0; unit < num_units;) {
     Floats scales[kSets], offsets[kSets];
@@ -139,127 +147,7 @@ void multiply_direct(const Weight& weight, const Input& input, int64_t first_row
     }
   }
   for (int r = 0; r < kRows; ++r)
-    store_sums(out, first_row + r, panel * kPanel, weight.rows - panel * kPanel, sums[r]);
-}
-
-// ---- many rows: a block of columns of kCount panels meets up to kRoomRows rows ----
-
-constexpr int64_t kRoomRows = 256;
-
-struct UnpackedUnit {
-  uint8_t codes[kUnitVectors][64];
-  float scales[2][kPanel], offsets[2][kPanel];
-};
-
-// What a thread works in: it stays in its caches.
-struct Room {
-  alignas(64) float sums[kPanels][kRoomRows][kPanel];
-  union {
-    alignas(64) UnpackedUnit units[kPanels][kBlockUnits];
-    alignas(64) float widened[kPanels][kWidenedUnits * kUnit * kPanel];
-  };
-};
-
-// Of unpacked codes only whether they are of 8 bits matters, and not even that with VNNI.
-constexpr int unpacked_bits(int bits) {
-#if defined(__AVX512VNNI__)
-  return 4;
-#else
-  return bits == 8 ? 8 : 6;
-#endif
-}
-
-// Rows of a tile: from `row` of the input on, and from `at` of the room's sums.
-struct Tile {
-  int64_t row, at;
-};
-
-inline void unpack_unit(const Weight& weight, const UnitAddress& from, UnpackedUnit& to) {
-  Bytes vectors[kUnitVectors];
-  unpack(from.codes, weight.bits, vectors);
-  for (int i = 0; i < kUnitVectors; ++i) store_bytes(to.codes[i], vectors[i]);
-  const int num = weight.has_halves() ? 2 : 1;
-  for (int i = 0; i < num; ++i) {
-    store(to.scales[i], weight.load_set(from.header, i));
-    if (weight.has_offsets) store(to.offsets[i], weight.load_set(from.header, num + i));
-  }
-}
-
-template <int kBits, bool kHalves, bool kOffsets, int kRows, int kCount>
-void packed_tile(Room& room, const Weight& weight, const Input& input, Tile tile,
-                 int64_t first_unit, int64_t num_units) {
-  constexpr int kSets = kHalves ? 2 : 1;
-  Floats sums[kCount][kRows];
-  const int8_t* codes[kRows];
-  const UnitScale* scales_of[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    codes[r] = input.codes(tile.row + r) + first_unit * kUnit;
-    scales_of[r] = input.scales(tile.row + r) + first_unit;
-    for (int p = 0; p < kCount; ++p)
-      sums[p][r] = first_unit == 0 ? zero() : load(room.sums[p][tile.at + r]);
-  }
-  for (int64_t unit = 0; unit < num_units; ++unit) {
-    Ints dots[kCount][kRows][kSets];
-    for (int r = 0; r < kRows; ++r)
-      for (int p = 0; p < kCount; ++p)
-        start_dots<kHalves, kOffsets>(dots[p][r], scales_of[r][unit], weight.zero);
-    for (int v = 0; v < kUnitVectors; ++v) {
-      Bytes vectors[kCount];
-      for (int p = 0; p < kCount; ++p) vectors[p] = load_bytes(room.units[p][unit].codes[v]);
-      for (int r = 0; r < kRows; ++r) {
-        const int32_t x = four_codes(codes[r] + unit * kUnit + 4 * v);
-        for (int p = 0; p < kCount; ++p) {
-          Ints& dot = dots[p][r][kHalves ? v / 4 : 0];
-          dot = dot_bytes<kBits>(dot, vectors[p], x);
-        }
-      }
-    }
-    for (int p = 0; p < kCount; ++p) {
-      Floats scales[kSets], offsets[kSets];
-      for (int i = 0; i < kSets; ++i) {
-        scales[i] = load(room.units[p][unit].scales[i]);
-        if (kOffsets) offsets[i] = load(room.units[p][unit].offsets[i]);
-      }
-      for (int r = 0; r < kRows; ++r)
-        sums[p][r] = add_unit<kHalves, kOffsets>(sums[p][r], dots[p][r], scales, offsets,
-                                                 scales_of[r][unit]);
-    }
-  }
-  for (int p = 0; p < kCount; ++p)
-    for (int r = 0; r < kRows; ++r) store(room.sums[p][tile.at + r], sums[p][r]);
-}
-
-// Weights in float32 or bfloat16, `blocks` their vectors from `first_unit` on.
-template <bool kIsBfloat16, int kRows, int kCount>
-void plain_tile(Room& room, const uint8_t* const* blocks, const Input& input, Tile tile,
-                int64_t first_unit, int64_t num_units) {
-  Floats sums[kCount][kRows];
-  const uint8_t* x[kRows];
-  constexpr int64_t kElement = kIsBfloat16 ? 2 : 4;
-  for (int r = 0; r < kRows; ++r) {
-    x[r] = input.row(tile.row + r) + first_unit * kUnit * kElement;
-    for (int p = 0; p < kCount; ++p)
-      sums[p][r] = first_unit == 0 ? zero() : load(room.sums[p][tile.at + r]);
-  }
-  const int64_t num_vectors = num_units * kUnit * kElement / 4;
-  for (int64_t v = 0; v < num_vectors; ++v) {
-    if (kRows <= 2)
-      for (int p = 0; p < kCount; ++p) __builtin_prefetch(blocks[p] + 64 * v + kPrefetchBytes);
-    for (int p = 0; p < kCount; ++p) {
-      const uint8_t* vector = blocks[p] + 64 * v;
-      for (int r = 0; r < kRows; ++r) {
-        if constexpr (kIsBfloat16) {
-          sums[p][r] = dot_pairs(sums[p][r], reinterpret_cast<const uint16_t*>(vector),
-                                 pair_of(reinterpret_cast<const uint16_t*>(x[r] + 4 * v)));
-        } else {
-          const Floats input_column = all(reinterpret_cast<const float*>(x[r])[v]);
-          sums[p][r] = fma(load(reinterpret_cast<const float*>(vector)), input_column, sums[p][r]);
-        }
-      }
-    }
-  }
-  for (int p = 0; p < kCount; ++p)
-    for (int r = 0; r < kRows; ++r) store(room.sums[p][tile.at + r], sums[p][r]);
+    store_sums(out, row + r, column, weight.rows - column, sums[r]);
 }
 
 // Calls run(bits, has halves, has offsets) with constants of a packed weight.
@@ -282,106 +170,169 @@ inline void dispatch_packed(const Weight& weight, Run run) {
   }
 }
 
-// Calls run(constant, tile) for tiles of at most kMost rows that cover `num_rows`.
-template <int kMost, typename Run>
-inline void for_each_tile(int64_t first_row, int64_t at, int64_t num_rows, Run run) {
-  for (; at + kMost <= num_rows; at += kMost)
-    run(std::integral_constant<int, kMost>(), Tile{first_row + at, at});
-  if constexpr (kMost > 1)
-    if (at < num_rows) for_each_tile<kMost - 1>(first_row, at, num_rows, run);
+// ---- plain weights, and packed ones with float32 rows: a block of columns meets all rows ----
+
+// What a thread works in: it stays in its caches.
+struct Room {
+  alignas(64) float sums[kPlainPanels][kMostRows][kPanel];
+  alignas(64) float widened[kPlainPanels][kWidenedUnits * kUnit * kPanel];
+};
+
+// Rows of an input that a task treats.
+struct Rows {
+  int64_t first, count;
+
+  int64_t end() const { return first + count; }
+};
+
+// Units of a weight's columns.
+struct Block {
+  int64_t first, count;
+  bool is_last;
+};
+
+inline uint32_t pair_of(const uint16_t* from) {
+  uint32_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return pair;
 }
 
-// The panels from `panel` on and up to kRoomRows rows from `first_row` on.
+// kRows of the rows, from `row` on. `vectors` are the block's; sums come from the block before and
+// go to the next, or out.
+template <bool kIsBfloat16, int kRows, int kCount>
+void plain_tile(Room& room, const uint8_t* const* vectors, const Weight& weight,
+                const Input& input, const Rows& rows, int64_t row, const Block& block,
+                int64_t panel, const Output& out) {
+  Floats sums[kCount][kRows];
+  const uint8_t* x[kRows];
+  constexpr int64_t kElement = kIsBfloat16 ? 2 : 4;
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = input.row(row + r) + block.first * kUnit * kElement;
+    for (int p = 0; p < kCount; ++p)
+      sums[p][r] = block.first == 0 ? zero() : load(room.sums[p][row + r - rows.first]);
+  }
+  const int64_t num_vectors = block.count * kUnit * kElement / 4;
+  for (int64_t v = 0; v < num_vectors; ++v) {
+    if (kRows <= 2)
+      for (int p = 0; p < kCount; ++p) __builtin_prefetch(vectors[p] + 64 * v + kPrefetchBytes);
+    for (int p = 0; p < kCount; ++p) {
+      const uint8_t* vector = vectors[p] + 64 * v;
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kIsBfloat16) {
+          sums[p][r] = dot_pairs(sums[p][r], reinterpret_cast<const uint16_t*>(vector),
+                                 pair_of(reinterpret_cast<const uint16_t*>(x[r] + 4 * v)));
+        } else {
+          const Floats input_column = all(reinterpret_cast<const float*>(x[r])[v]);
+          sums[p][r] = fma(load(reinterpret_cast<const float*>(vector)), input_column, sums[p][r]);
+        }
+      }
+    }
+  }
+  for (int p = 0; p < kCount; ++p) {
+    const int64_t column = (panel + p) * kPanel;
+    for (int r = 0; r < kRows; ++r) {
+      if (block.is_last) {
+        store_sums(out, row + r, column, weight.rows - column, sums[p][r]);
+      } else {
+        store(room.sums[p][row + r - rows.first], sums[p][r]);
+      }
+    }
+  }
+}
+
+// kCount panels from `panel` on.
 template <int kCount>
-void multiply_block(const Weight& weight, const Input& input, int64_t first_row, int64_t num_rows,
-                    int64_t panel, Room& room, const Output& out) {
+void multiply_plain(const Weight& weight, const Input& input, const Rows& rows, int64_t panel,
+                    Room& room, const Output& out) {
   const int64_t num_units = weight.num_units();
-  const bool is_packed = weight.kind == kPacked, is_widened = is_packed && input.form == kFloatRows;
+  const bool is_widened = weight.kind == kPacked;
   const int64_t step = is_widened ? kWidenedUnits : kBlockUnits;
   for (int64_t first = 0; first < num_units; first += step) {
     const int64_t count = std::min(step, num_units - first);
-    if (is_packed && !is_widened) {
-      for (int p = 0; p < kCount; ++p)
-        for (int64_t i = 0; i < count; ++i)
-          unpack_unit(weight, find_unit(weight, weight.panel(panel + p), first + i),
-                      room.units[p][i]);
-      dispatch_packed(weight, [&](auto bits, auto halves, auto offsets) {
-        for_each_tile<kPackedRows>(first_row, 0, num_rows, [&](auto rows, Tile tile) {
-          packed_tile<unpacked_bits(bits.value), halves.value, offsets.value, rows.value, kCount>(
-              room, weight, input, tile, first, count);
-        });
-      });
-      continue;
-    }
-    const uint8_t* blocks[kCount];
+    const Block block{first, count, first + count == num_units};
+    const uint8_t* vectors[kCount];
     for (int p = 0; p < kCount; ++p) {
-      blocks[p] = weight.panel(panel + p) + first * weight.unit_bytes();
+      vectors[p] = weight.panel(panel + p) + first * weight.unit_bytes();
       if (!is_widened) continue;
       for (int64_t i = 0; i < count; ++i)
         widen_unit(weight, find_unit(weight, weight.panel(panel + p), first + i),
                    room.widened[p] + i * kUnit * kPanel);
-      blocks[p] = reinterpret_cast<const uint8_t*>(room.widened[p]);
+      vectors[p] = reinterpret_cast<const uint8_t*>(room.widened[p]);
     }
-    for_each_tile<kPlainRows>(first_row, 0, num_rows, [&](auto rows, Tile tile) {
+    for_each_tile<kPlainRows>(rows.first, rows.end(), [&](auto num_rows, int64_t row) {
+      constexpr int kRows = decltype(num_rows)::value;
       if (weight.kind == kBfloat16) {
-        plain_tile<true, rows.value, kCount>(room, blocks, input, tile, first, count);
+        plain_tile<true, kRows, kCount>(room, vectors, weight, input, rows, row, block, panel, out);
       } else {
-        plain_tile<false, rows.value, kCount>(room, blocks, input, tile, first, count);
+        plain_tile<false, kRows, kCount>(room, vectors, weight, input, rows, row, block, panel,
+                                         out);
       }
     });
   }
-  for (int p = 0; p < kCount; ++p) {
-    const int64_t column = (panel + p) * kPanel;
-    for (int64_t r = 0; r < num_rows; ++r)
-      store_sums(out, first_row + r, column, weight.rows - column, load(room.sums[p][r]));
-  }
 }
 
-// ---- the work of a whole product, cut into tasks for a team ----
-
-// Which way a product goes depends on how many rows there are, and its result does not.
-inline bool is_direct(const Weight& weight, const Input& input, int64_t num_rows) {
-  return weight.kind == kPacked && input.form == kInt8Rows && num_rows <= kMostDirectRows;
-}
-
-inline int64_t panels_of_task(const Weight& weight, const Input& input, int64_t num_rows,
-                              int team_size) {
-  if (num_rows > 32) return kPanels;
-  // few rows: tasks large enough that handing them out costs nothing beside them
-  const int64_t share = weight.num_panels() / (4 * team_size);
-  return round_up(std::max<int64_t>(share, 1), kPanels);
-}
-
-inline int64_t num_tasks(const Weight& weight, const Input& input, int64_t num_rows,
-                         int team_size) {
-  const int64_t panels = panels_of_task(weight, input, num_rows, team_size);
-  return (weight.num_panels() + panels - 1) / panels * ((num_rows + kRoomRows - 1) / kRoomRows);
-}
-
-inline void run_task(const Weight& weight, const Input& input, int64_t num_rows, int team_size,
-                     int64_t task, Room& room, const Output& out) {
-  const int64_t panels = panels_of_task(weight, input, num_rows, team_size);
-  const int64_t num_blocks = (weight.num_panels() + panels - 1) / panels;
-  const int64_t first_row = task / num_blocks * kRoomRows;
-  num_rows = std::min(kRoomRows, num_rows - first_row);
-  int64_t panel = task % num_blocks * panels;
-  const int64_t end = std::min(panel + panels, weight.num_panels());
-  if (is_direct(weight, input, num_rows)) {
+// Panels `panel` to `end` and the rows of a task.
+inline void multiply_panels(const Weight& weight, const Input& input, const Rows& rows,
+                            int64_t panel, int64_t end, Room& room, const Output& out) {
+  if (weight.kind == kPacked && input.form == kInt8Rows) {
     dispatch_packed(weight, [&](auto bits, auto halves, auto offsets) {
       for (; panel < end; ++panel) {
-        for_each_tile<kDirectRows>(first_row, 0, num_rows, [&](auto rows, Tile tile) {
-          multiply_direct<bits.value, halves.value, offsets.value, rows.value>(
-              weight, input, tile.row, panel, out);
+        for_each_tile<kPackedRows>(rows.first, rows.end(), [&](auto num_rows, int64_t row) {
+          packed_tile<bits.value, halves.value, offsets.value, num_rows.value>(weight, input, row,
+                                                                               panel, out);
         });
       }
     });
     return;
   }
-  for (; panel + kPanels <= end; panel += kPanels)
-    multiply_block<kPanels>(weight, input, first_row, num_rows, panel, room, out);
-  if constexpr (kPanels > 1)
-    for (; panel < end; ++panel)
-      multiply_block<1>(weight, input, first_row, num_rows, panel, room, out);
+  for (; panel + kPlainPanels <= end; panel += kPlainPanels)
+    multiply_plain<kPlainPanels>(weight, input, rows, panel, room, out);
+  for (; panel < end; ++panel) multiply_plain<1>(weight, input, rows, panel, room, out);
+}
+
+// ---- the work of a whole product, cut into tasks for a team ----
+
+// All rows and all units of 32 outputs: a task has some rows, which the second-level cache holds, and
+// some units.
+class Tasks {
+ public:
+  Tasks() = default;
+  Tasks(const Input& input, int64_t num_rows, int64_t num_outputs, int team_size)
+      : num_rows_(num_rows), num_units_(round_up(num_outputs, kUnit) / kUnit) {
+    const int64_t fitting = kInputBytes / Input::row_bytes(input.form, input.columns);
+    const int64_t most = std::clamp(fitting, 2 * kRowsStep, kMostRows);
+    const int64_t num_blocks = std::max<int64_t>(1, (num_rows + most - 1) / most);
+    rows_of_task_ = round_up(std::max<int64_t>(1, (num_rows + num_blocks - 1) / num_blocks),
+                             kRowsStep);
+    // few rows: tasks large enough that handing them out costs nothing beside them
+    const int64_t share = num_rows > 32 ? 1 : num_units_ / (4 * team_size);
+    units_of_task_ = std::max<int64_t>(1, share);
+  }
+
+  int64_t count() const {
+    return per_block() * ((num_rows_ + rows_of_task_ - 1) / rows_of_task_);
+  }
+  Rows rows(int64_t task) const {
+    const int64_t first = task / per_block() * rows_of_task_;
+    return {first, std::min(rows_of_task_, num_rows_ - first)};
+  }
+  int64_t first_unit(int64_t task) const { return task % per_block() * units_of_task_; }
+  int64_t end_unit(int64_t task) const {
+    return std::min(first_unit(task) + units_of_task_, num_units_);
+  }
+
+ private:
+  int64_t per_block() const { return (num_units_ + units_of_task_ - 1) / units_of_task_; }
+
+  int64_t num_rows_, num_units_, rows_of_task_, units_of_task_;
+};
+
+inline void run_task(const Weight& weight, const Input& input, const Tasks& tasks, int64_t task,
+                     Room& room, const Output& out) {
+  constexpr int64_t kPanels = kUnit / kPanel;
+  const int64_t end = std::min(tasks.end_unit(task) * kPanels, weight.num_panels());
+  multiply_panels(weight, input, tasks.rows(task), tasks.first_unit(task) * kPanels, end, room,
+                  out);
 }
 
 }  // namespace products

@@ -480,12 +480,21 @@ inline Floats dot_pairs(const Floats& sums, const uint16_t* pairs, uint32_t x) {
 
 inline Floats zero() { return all(0.0f); }
 
-// e to the power of each lane, within 2 ulp; exactly 1 at 0, and 0 from -infinity to -87.4.
+// x * 2 ** n for whole n, for x from 0.5 to 2; zero where that is below 2 ** -126 (AVX-512: 2 ** -149).
+inline Floats scale_by_power(Floats x, Floats n) {
+#if defined(__AVX512F__)
+  return {_mm512_scalef_ps(x.v, n.v)};
+#else
+  const Ints is_tiny = as_ints(add(n, all(125.0f)));  // negative sign where n is below -125
+  const Floats scaled = as_floats(add(as_ints(x), shift_left_23(to_ints(n))));
+  return select(is_tiny, zero(), scaled);
+#endif
+}
+
+// e to the power of each lane, within 2 ulp; exactly 1 at 0 and 0 where it is too small for a number.
 // Range reduction by ln 2 in two parts and a polynomial of degree 6 (as in Cephes' expf).
 inline Floats exp(Floats x) {
-  const Floats low = all(-87.33654f);
-  const Ints is_tiny = as_ints(sub(x, low));  // negative sign where x is below
-  const Floats clamped = min(max(x, low), all(88.37626f));
+  const Floats clamped = min(max(x, all(-150.0f)), all(88.37626f));
   const Floats n = nearest(mul(clamped, all(1.44269504f)));
   Floats r = fma(n, all(-0.693359375f), clamped);
   r = fma(n, all(2.12194440e-4f), r);
@@ -496,8 +505,7 @@ inline Floats exp(Floats x) {
   p = fma(p, r, all(1.6666665459e-1f));
   p = fma(p, r, all(5.0000001201e-1f));
   p = add(fma(p, mul(r, r), r), all(1.0f));
-  const Floats result = as_floats(add(as_ints(p), shift_left_23(to_ints(n))));
-  return select(is_tiny, zero(), result);
+  return scale_by_power(p, n);
 }
 
 }  // namespace simd

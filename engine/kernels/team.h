@@ -1,13 +1,15 @@
 // Threads that walk through the phases of a computation together.
 //
 // One parallel region of OpenMP holds hundreds of phases, and between them stands a barrier that
-// costs a fraction of a microsecond while all threads run. Work of a phase is handed out in small
-// tasks to whoever is free, since another program may take a core away at any time.
+// costs a fraction of a microsecond while all threads run. A phase is small tasks: a thread has its own
+// share of them, one behind the other, so that what it left in its caches in the phase before is
+// what it reads in the next; then it takes from the others, since another program may hold a core.
 
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include <omp.h>
 #include <sched.h>
@@ -17,8 +19,10 @@
 
 class Team {
  public:
+  explicit Team(int most) : taken_(most) {}
+
   int size() const { return size_; }
-  void set_size(int size) { size_ = size; }  // before the first phase
+  void set_size(int size) { size_ = size; }  // before the first phase, at most what it was made for
 
   // Every thread of the team calls it with the same `count`; work(i) runs once for each i < count,
   // and all of it is done when any call returns.
@@ -28,10 +32,16 @@ class Team {
       for (int64_t i = 0; i < count; ++i) work(i);
       return;
     }
-    for (;;) {
-      const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
-      if (i >= count) break;
-      work(i);
+    const int thread = omp_get_thread_num();
+    for (int i = 0; i < size_; ++i) {
+      const int owner = (thread + i) % size_;
+      const int64_t end = count * (owner + 1) / size_;
+      for (;;) {
+        const int64_t task = count * owner / size_ +
+                             taken_[owner].count.fetch_add(1, std::memory_order_relaxed);
+        if (task >= end) break;
+        work(task);
+      }
     }
     wait();
   }
@@ -43,7 +53,7 @@ class Team {
     const int generation = generation_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
       arrived_.store(0, std::memory_order_relaxed);
-      next_.store(0, std::memory_order_relaxed);
+      for (auto& taken : taken_) taken.count.store(0, std::memory_order_relaxed);
       generation_.store(generation + 1, std::memory_order_release);
       return;
     }
@@ -58,8 +68,12 @@ class Team {
     }
   }
 
+  struct alignas(64) Taken {
+    std::atomic<int64_t> count{0};
+  };
+
   int size_ = 1;
-  alignas(64) std::atomic<int64_t> next_{0};
+  std::vector<Taken> taken_;  // of each thread's share of the phase
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> generation_{0};
 };
@@ -67,7 +81,7 @@ class Team {
 // Runs work(team, thread) on all threads that OpenMP has.
 template <typename Work>
 void with_team(Work work) {
-  Team team;
+  Team team(omp_get_max_threads());
 #pragma omp parallel
   {
 #pragma omp single

@@ -7,11 +7,28 @@ import torch
 from engine.batch import Batch
 from engine.config import KVCacheDtype
 from engine.kv_cache import KVCache
+from engine.kv_slots import PlainSlots
 from engine.messages import EngineRequest, SamplingParams
 from engine.models.decoder import Decoder
 from engine.sequence import Chunk, Sequence
 
 BLOCK_SIZE = 4
+
+
+def tile_positions(slots: PlainSlots, *, are_keys: bool) -> torch.Tensor:
+    """Where compiled kernels keep each number: indices into the flattened memory, (num_slots,
+    num_kv_heads, head_dim). See engine/kernels/attention.h: Cache.
+    """
+    num_slots, num_heads, dim = slots.data.shape
+    pair = 2 if slots.data.dtype == torch.bfloat16 else 1  # numbers of a word
+    numbers = torch.arange(slots.data.numel())
+    if are_keys:
+        tiles = numbers.view(num_slots // 16, num_heads, dim // pair, 16, pair)
+        ordered = tiles.permute(0, 3, 1, 2, 4)
+    else:
+        tiles = numbers.view(num_slots // 16, num_heads, 16 // pair, dim, pair)
+        ordered = tiles.permute(0, 2, 4, 1, 3)
+    return ordered.reshape(num_slots, num_heads, dim)
 
 
 class Forwarder:

@@ -22,7 +22,7 @@ from engine.sequence import Chunk, Sequence
 from engine.weights import load_decoder
 from tests.engine import tiny_models
 from tests.engine.compiled_models import Models, token_ids
-from tests.engine.forwarding import BLOCK_SIZE, Forwarder
+from tests.engine.forwarding import Forwarder, tile_positions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VARIANTS = library.variants()
@@ -211,23 +211,28 @@ def test_a_broken_token(
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(("dtype", "cache_dtype"), TYPES)
-@pytest.mark.parametrize("kind", ["llama", "baichuan-13b"])
+@pytest.mark.parametrize(
+    ("kind", "block_size"), [("llama", 4), ("baichuan-13b", 4), ("qwen3-128", 16)]
+)
 def test_broken_keys_and_values(
-    models: Models, name: str, dtype: torch.dtype, cache_dtype: Any, kind: str
+    models: Models, name: str, dtype: torch.dtype, cache_dtype: Any, kind: str, block_size: int
 ) -> None:
     """In a slot of one sequence, whether its last chunk is one token or several."""
     decoder = models.compiled(kind, name, dtype)
     lengths = (9, 150, 140)
     for num_new in (1, 20):
         for half, value in [(None, 0.0)] + [(h, v) for h in ("keys", "values") for v in VALUES]:
-            forwarder = Forwarder(decoder, 200, cache_dtype)
+            forwarder = Forwarder(decoder, 200, cache_dtype, block_size)
             sequences = [forwarder.sequence(token_ids(n + num_new, n)) for n in lengths]
             forwarder.hidden([Chunk(s, 0, n) for s, n in zip(sequences, lengths, strict=True)])
             if half is not None:
-                slot = sequences[1].block_table[0] * BLOCK_SIZE + 3
+                slot = sequences[1].block_table[0] * block_size + 3
                 slots = getattr(forwarder.kv_cache.layers[1], half)
-                tensor = slots.scales if isinstance(slots, Int8Slots) else slots.data
-                tensor[slot, 1, 0] = value
+                if isinstance(slots, Int8Slots):
+                    slots.scales[slot, 1, 0] = value
+                else:
+                    positions = tile_positions(slots, are_keys=half == "keys")
+                    slots.data.view(-1)[positions[slot, 1, 0]] = value
             step = [Chunk(s, n, num_new) for s, n in zip(sequences, lengths, strict=True)]
             found = forwarder.hidden(step)
             if half is None:

@@ -15,7 +15,7 @@ from engine.batch import Batch
 from engine.checkpoint import Checkpoint
 from engine.kernels import library
 from engine.kernels.forward import CompiledDecoder, reason_against
-from engine.kv_slots import Int8Slots, Slots
+from engine.kv_slots import Int8Slots, PlainSlots, Slots
 from engine.models.decoder import Decoder
 from engine.parallel import TensorParallel
 from engine.quant.groupwise import GroupwiseWeight, StackedWeight
@@ -23,7 +23,7 @@ from engine.sequence import Chunk
 from engine.weights import load_decoder
 from tests.engine import openmp, quantized_models, tiny_models
 from tests.engine.compiled_models import KINDS, Models, token_ids
-from tests.engine.forwarding import BLOCK_SIZE, Forwarder
+from tests.engine.forwarding import BLOCK_SIZE, Forwarder, tile_positions
 from tests.engine.quantized_models import Format
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,11 +139,13 @@ def test_int8_cache(
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("block_size", [1, 4, 256])
+@pytest.mark.parametrize("block_size", [1, 4, 48, 256])
 def test_block_sizes(models: Models, name: str, block_size: int) -> None:
     """Blocks change where a token's keys are and nothing else."""
     for kind, dtype, cache_dtype in (
         ("qwen2", FLOAT32, "auto"),
+        ("qwen3-128", FLOAT32, "auto"),
+        ("qwen3-128", BFLOAT16, "auto"),
         ("llama-odd", BFLOAT16, "auto"),
         ("qwen3-128", BFLOAT16, "int8"),
     ):
@@ -161,6 +163,9 @@ def _written(decoder: Decoder, kv_cache_dtype: Any) -> tuple[Slots, Slots]:
     layer = forwarder.kv_cache.layers[0]
     found = []
     for half in (layer.keys, layer.values):
+        if isinstance(half, PlainSlots) and isinstance(forwarder.forward_pass, CompiledDecoder):
+            positions = tile_positions(half, are_keys=half is layer.keys)
+            half = PlainSlots(half.data.flatten()[positions])
         taken = [tensor[slots] for tensor in half.tensors()]
         found.append(type(half)(*taken))
     return found[0], found[1]
