@@ -486,12 +486,14 @@ inline void soften_row(const Room& room, const Shape& shape, int64_t row, int64_
   for (int64_t block = 0; block < num_blocks; ++block) {
     const Floats score = load(scores + block * kBlock);
     check = fma(score, zero(), check);  // NaN if one is: `max` and `exp` lose it
-    Floats probability = exp(sub(score, subtrahend));
+    Floats probability;
     if constexpr (kIsBfloat16) {
+      probability = exp_coarse(sub(score, subtrahend));
       uint16_t* halves = reinterpret_cast<uint16_t*>(to) + block * kBlock;
       store_bfloat16(halves, probability);
       probability = load_bfloat16(halves);
     } else {
+      probability = exp(sub(score, subtrahend));
       store(reinterpret_cast<float*>(to) + block * kBlock, probability);
     }
     weights = add(weights, probability);
@@ -504,8 +506,11 @@ inline void soften_row(const Room& room, const Shape& shape, int64_t row, int64_
 inline void merge(int64_t dim, float most, float weight, const float* sums, float& total_most,
                   float& total_weight, float* totals) {
   const float both = std::max(most, total_most), base = both == kMasked ? 0.0f : both;
-  const float old = total_most == kMasked ? 0.0f : std::exp(total_most - base);
-  const float fresh = most == kMasked ? 0.0f : std::exp(most - base);
+  const auto share = [base](float score) {
+    if (score == base) return 1.0f;
+    return score == kMasked ? 0.0f : std::exp(score - base);
+  };
+  const float old = share(total_most), fresh = share(most);
   total_most = both;
   total_weight = total_weight * old + weight * fresh;
   for (int64_t i = 0; i < dim; i += kLanes) {

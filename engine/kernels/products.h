@@ -113,6 +113,7 @@ void packed_tile(const Weight& weight, const Input& input, int64_t row, int64_t 
   const int64_t num_units = weight.num_units(), header_bytes = weight.header_bytes();
   const int64_t unit_bytes = weight.unit_bytes();
   constexpr int kSets = kHalves ? 2 : 1;
+  constexpr int kTogether = kHalves ? 1 : kRows;  // rows whose dot products are in registers
   Floats sums[kRows];
   const int8_t* codes[kRows];
   const UnitScale* scales_of[kRows];
@@ -134,15 +135,20 @@ void packed_tile(const Weight& weight, const Input& input, int64_t row, int64_t 
       for (int64_t byte = 0; byte < unit_bytes + 64; byte += 64)
         __builtin_prefetch(at + kPrefetchBytes + byte);
       unpack<kBits>(at, vectors);
-      for (int r = 0; r < kRows; ++r) {
-        const UnitScale& x = scales_of[r][unit];
-        Ints dots[kSets];
-        start_dots<kHalves, kOffsets>(dots, x, weight.zero);
+      for (int first = 0; first < kRows; first += kTogether) {
+        Ints dots[kTogether][kSets];
+        for (int r = 0; r < kTogether; ++r)
+          start_dots<kHalves, kOffsets>(dots[r], scales_of[first + r][unit], weight.zero);
         for (int v = 0; v < kUnitVectors; ++v) {
-          Ints& dot = dots[kHalves ? v / 4 : 0];
-          dot = dot_bytes<kBits>(dot, vectors[v], four_codes(codes[r] + unit * kUnit + 4 * v));
+          for (int r = 0; r < kTogether; ++r) {
+            const int32_t x = four_codes(codes[first + r] + unit * kUnit + 4 * v);
+            Ints& dot = dots[r][kHalves ? v / 4 : 0];
+            dot = dot_bytes<kBits>(dot, vectors[v], x);
+          }
         }
-        sums[r] = add_unit<kHalves, kOffsets>(sums[r], dots, scales, offsets, x);
+        for (int r = 0; r < kTogether; ++r)
+          sums[first + r] = add_unit<kHalves, kOffsets>(sums[first + r], dots[r], scales, offsets,
+                                                        scales_of[first + r][unit]);
       }
     }
   }
