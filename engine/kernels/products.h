@@ -28,7 +28,7 @@ constexpr int kPackedRows = 8, kPlainRows = 12, kPlainPanels = 2;  // what the r
 constexpr int kPackedRows = 4, kPlainRows = 4, kPlainPanels = 1;
 #endif
 constexpr int64_t kRowsStep = 24;         // what those numbers of rows divide
-constexpr int64_t kMostRows = 240;        // of a task
+constexpr int64_t kMostRows = 264;        // of a task
 constexpr int64_t kInputBytes = 400'000;  // of a task's rows, which are read for each panel
 constexpr int64_t kBlockUnits = 16;       // of plain weights that meet all rows of a task at once
 constexpr int64_t kWidenedUnits = 4;      // the same of codes in float32
