@@ -6,6 +6,7 @@ more than a tenth of it, more so in a virtual machine. Elsewhere nothing happens
 
 import ctypes
 import mmap
+import threading
 
 import torch
 
@@ -26,16 +27,18 @@ def advise(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Pool:
-    """Uninitialized memory in pieces, many of which share one huge page."""
+    """Uninitialized memory in pieces, many of which share one huge page. Threads may share it."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._rest = torch.empty(0, dtype=torch.uint8)
 
     def take(self, num_bytes: int) -> torch.Tensor:
         """(num_bytes,) uint8, at a multiple of 64; freed with the last piece of its pool."""
         size = -(-num_bytes // 64) * 64
-        if size > len(self._rest):
-            memory = advise(torch.empty(max(size, _POOL_BYTES) + _PAGE, dtype=torch.uint8))
-            self._rest = memory[-memory.data_ptr() % _PAGE :]
-        piece, self._rest = self._rest[:num_bytes], self._rest[size:]
+        with self._lock:
+            if size > len(self._rest):
+                memory = advise(torch.empty(max(size, _POOL_BYTES) + _PAGE, dtype=torch.uint8))
+                self._rest = memory[-memory.data_ptr() % _PAGE :]
+            piece, self._rest = self._rest[:num_bytes], self._rest[size:]
         return piece

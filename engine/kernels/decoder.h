@@ -385,10 +385,11 @@ class Pass {
       return;
     }
     float* both = reinterpret_cast<float*>(gated_);
+    const bool is_rounded = form_of(down, shape_.is_bfloat16) != kFloatRows;
     multiply(team, layer.gate_up, normed, num_rows, *local.products, both, 2 * width_);
     const Input gated = prepare(team, local, layer.down, num_rows, [&](int64_t row, float* to) {
       const float* gate = both + row * 2 * width_;
-      gated::silu_mul(gate, gate + width_, width_, to);
+      gated::silu_mul(gate, gate + width_, width_, is_rounded, to);
     });
     multiply(team, layer.down, gated, num_rows, *local.products, added_, hidden_);
   }

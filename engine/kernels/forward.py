@@ -190,6 +190,8 @@ def reason_against(decoder: Decoder) -> str | None:
         return "it is one rank of several"
     if decoder.dtype not in _DTYPES:
         return f"{decoder.dtype} is not computed by them"
+    if config.head_dim % 2:
+        return "its heads are of an odd size"
     if config.num_heads // config.num_kv_heads > abi.MOST_GROUP:
         return "too many heads share keys"
     if not isinstance(decoder.embedding.weight, Panels):

@@ -63,7 +63,7 @@ inline void put_unit(const float* from, const Input& input, int64_t row, int64_t
   int8_t* codes = reinterpret_cast<int8_t*>(input.row(row)) + unit * kUnit;
   store_int8(codes, low);
   store_int8(codes + kLanes, high);
-  const int32_t first_sum = sum(low), both = first_sum + sum(high);
+  const int32_t first_sum = sum_int8(codes), both = first_sum + sum_int8(codes + kLanes);
   input.scales(row)[unit] = {scale, scale * static_cast<float>(both), both, first_sum};
 }
 

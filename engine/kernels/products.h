@@ -113,7 +113,8 @@ void packed_tile(const Weight& weight, const Input& input, int64_t row, int64_t 
   const int64_t num_units = weight.num_units(), header_bytes = weight.header_bytes();
   const int64_t unit_bytes = weight.unit_bytes();
   constexpr int kSets = kHalves ? 2 : 1;
-  constexpr int kTogether = kHalves ? 1 : kRows;  // rows whose dot products are in registers
+  // rows whose dot products are in registers
+  constexpr int kTogether = !kHalves ? kRows : kRows % 4 == 0 ? 4 : 1;
   Floats sums[kRows];
   const int8_t* codes[kRows];
   const UnitScale* scales_of[kRows];

@@ -115,7 +115,6 @@ inline void store_bfloat16(uint16_t* to, Floats a) {
 }
 inline float sum(Floats a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Floats a) { return _mm512_reduce_max_ps(a.v); }
-inline int32_t sum(Ints a) { return _mm512_reduce_add_epi32(a.v); }
 inline int32_t largest(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 
 inline Bytes load_bytes(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
@@ -267,12 +266,6 @@ inline float largest(Floats x) {
   for (int i = 1; i < 8; ++i) values[0] = values[i] > values[0] ? values[i] : values[0];
   return values[0];
 }
-inline int32_t sum(Ints x) {
-  int32_t values[8], total = 0;
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(values), _mm256_add_epi32(x.a, x.b));
-  for (int32_t value : values) total += value;
-  return total;
-}
 inline int32_t largest(Ints x) {
   int32_t values[8];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(values), _mm256_max_epi32(x.a, x.b));
@@ -419,11 +412,6 @@ inline float largest(Floats a) {
   for (int i = 1; i < kLanes; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
   return a.v[0];
 }
-inline int32_t sum(const Ints& a) {
-  int32_t total = 0;
-  for (int32_t value : a.v) total += value;
-  return total;
-}
 inline int32_t largest(Ints a) {
   for (int i = 1; i < kLanes; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
   return a.v[0];
@@ -480,6 +468,18 @@ inline Floats dot_pairs(const Floats& sums, const uint16_t* pairs, uint32_t x) {
 
 inline Floats zero() { return all(0.0f); }
 
+inline int32_t sum_int8(const int8_t* from) {  // of 16
+#if defined(__AVX2__)
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m128i sums = _mm_sad_epu8(_mm_xor_si128(codes, _mm_set1_epi8(-128)), _mm_setzero_si128());
+  return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
+#else
+  int32_t total = 0;
+  for (int i = 0; i < 16; ++i) total += from[i];
+  return total;
+#endif
+}
+
 // x * 2 ** n for whole n, for x from 0.5 to 2; zero where that is below 2 ** -126 (AVX-512: 2 ** -149).
 inline Floats scale_by_power(Floats x, Floats n) {
 #if defined(__AVX512F__)
@@ -510,8 +510,8 @@ inline Floats exp(Floats x) {
 
 // The same within 3e-6 of itself, for what is rounded to bfloat16: 2 to the power of x * log2(e).
 inline Floats exp_coarse(Floats x) {
-  const Floats power = mul(max(x, all(-150.0f)), all(1.44269504f)), n = nearest(power);
-  const Floats r = sub(power, n);
+  const Floats clamped = min(max(x, all(-150.0f)), all(88.37626f));
+  const Floats power = mul(clamped, all(1.44269504f)), n = nearest(power), r = sub(power, n);
   Floats p = fma(all(0.009582855f), r, all(0.055906434f));
   p = fma(p, r, all(0.24024099f));
   p = fma(p, r, all(0.6931242f));

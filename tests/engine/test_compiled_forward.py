@@ -382,6 +382,13 @@ def test_too_many_heads_share_keys(tmp_path: Path, caplog: pytest.LogCaptureFixt
     _assert_computes(decoder, model)
 
 
+def test_heads_of_an_odd_size(tmp_path: Path) -> None:
+    """bfloat16 is multiplied in pairs."""
+    decoder = _load(tiny_models.write(tiny_models.build("llama"), tmp_path))
+    decoder.config = replace(decoder.config, head_dim=7)
+    assert reason_against(decoder) == "its heads are of an odd size"
+
+
 def test_groups_that_the_kernels_lack(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = quantized_models.write(tmp_path, Format(group_size=8, bits=8))
     decoder = _load(tmp_path)

@@ -1,6 +1,7 @@
 """Memory in huge pages: what is handed out, and what Linux was asked for."""
 
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -21,6 +22,21 @@ def test_pieces_of_a_pool() -> None:
         piece.fill_(i)
     for i, piece in enumerate(pieces):
         assert bool((piece == i).all())
+
+
+def test_threads_share_a_pool() -> None:
+    """No two of them get the same memory."""
+    pool = huge_pages.Pool()
+
+    def take(number: int) -> list[torch.Tensor]:
+        pieces = [pool.take(64 + i % 3) for i in range(300)]
+        for piece in pieces:
+            piece.fill_(number)
+        return pieces
+
+    with ThreadPoolExecutor(8) as threads:
+        for number, pieces in enumerate(threads.map(take, range(8))):
+            assert all(bool((piece == number).all()) for piece in pieces)
 
 
 def _flags(address: int) -> list[str]:
