@@ -105,14 +105,15 @@ def main() -> None:
     print(written, end="")
     for _ in range(MAX_ROUNDS):
         text = think(client, model, prompt, written)
-        print(text, end="")
         action = ACTION.search(text)
         if action is None or "Final Answer:" in text[: action.start()]:
+            print(text.rstrip())
             break
         observed = f"Observation: {observe(action[1], action[2].strip())}\nThought:"
-        print(observed, end="")
+        print(text + observed, end="")
         written += text + observed
-    print()
+    else:
+        print()
 
 
 if __name__ == "__main__":
