@@ -296,7 +296,12 @@ struct Block {
   bool is_tile;  // their slots are those of a tile
 };
 
-// (words, 16): where they are, or made in `room`. What is beyond the sequence's end may be anything.
+inline const uint32_t* tile_of(const Cache& cache, const Shape& shape, int64_t slot, int64_t head) {
+  const Place place{slot, head, shape.num_kv_heads, shape.head_dim};
+  return reinterpret_cast<const uint32_t*>(cache.data + place.tile(shape.element()));
+}
+
+// (words, 16): where they are, or put into `made`. What is beyond the sequence's end may be anything.
 inline const uint32_t* find_keys(const Cache& cache, const Shape& shape, const Block& block,
                                  int64_t head, const Room& room, uint32_t* made) {
   const int64_t words = shape.words();
@@ -306,21 +311,17 @@ inline const uint32_t* find_keys(const Cache& cache, const Shape& shape, const B
     transpose(rows, words, made);
     return made;
   }
-  const int64_t element = shape.element(), real_words = shape.head_dim * element / 4;
-  const auto tile_of = [&](int64_t slot) {
-    const Place place{slot, head, shape.num_kv_heads, shape.head_dim};
-    return reinterpret_cast<const uint32_t*>(cache.data + place.tile(element));
-  };
-  if (block.is_tile && real_words == words) return tile_of(block.slots[0]);
+  const int64_t real_words = shape.head_dim * shape.element() / 4;
+  if (block.is_tile && real_words == words) return tile_of(cache, shape, block.slots[0], head);
   std::memset(made, 0, 4 * words * kBlock);
   for (int64_t i = 0; i < block.count; ++i) {
-    const uint32_t* tile = tile_of(block.slots[i]) + block.slots[i] % kBlock;
+    const uint32_t* tile = tile_of(cache, shape, block.slots[i], head) + block.slots[i] % kBlock;
     for (int64_t w = 0; w < real_words; ++w) made[w * kBlock + i] = tile[w * kBlock];
   }
   return made;
 }
 
-// (words of 16 slots, padded_dim): where they are, or made in `room`, zero beyond the sequence's end,
+// (words of 16 slots, padded_dim): where they are, or put into `made`, zero beyond the sequence's end,
 // since a probability of zero does not make nothing of a NaN.
 inline const uint32_t* find_values(const Cache& cache, const Shape& shape, const Block& block,
                                    int64_t head, const Room& room, uint32_t* made) {
@@ -337,15 +338,11 @@ inline const uint32_t* find_values(const Cache& cache, const Shape& shape, const
     }
     return made;
   }
-  const auto tile_of = [&](int64_t slot) {
-    const Place place{slot, head, shape.num_kv_heads, dim};
-    return reinterpret_cast<const uint32_t*>(cache.data + place.tile(shape.element()));
-  };
-  if (block.is_tile && padded == dim && block.count == kBlock) return tile_of(block.slots[0]);
+  if (block.is_tile && padded == dim && block.count == kBlock) return tile_of(cache, shape, block.slots[0], head);
   std::memset(made, 0, 4 * kBlock / per_word * padded);
   for (int64_t i = 0; i < block.count; ++i) {
     const int64_t lane = block.slots[i] % kBlock;
-    const uint32_t* from = tile_of(block.slots[i]) + lane / per_word * dim;
+    const uint32_t* from = tile_of(cache, shape, block.slots[i], head) + lane / per_word * dim;
     uint32_t* to = made + i / per_word * padded;
     if (per_word == 1) {
       std::memcpy(to, from, 4 * dim);
@@ -457,27 +454,21 @@ inline void soften_row(const Room& room, const Shape& shape, int64_t row, int64_
   const int64_t distance = position - first_key, num_keys = num_blocks * kBlock;  // of the first
   const bool sees_all = distance >= num_keys - 1 && (shape.window == 0 || distance < shape.window);
   Floats most = all(kMasked);
-  if (sees_all && shape.slopes == nullptr) {
-    for (int64_t block = 0; block < num_blocks; ++block) {
-      const Floats score = mul(load(scores + block * kBlock), scale);
-      store(scores + block * kBlock, score);
-      most = max(most, score);
-    }
-  } else {
-    const float slope = shape.slopes == nullptr ? 0.0f : shape.slopes[head];
-    for (int64_t block = 0; block < num_blocks; ++block) {
+  const float slope = shape.slopes == nullptr ? 0.0f : shape.slopes[head];
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    Floats score = mul(load(scores + block * kBlock), scale);
+    if (!sees_all || shape.slopes != nullptr) {
       // position - key: exact in float32
       const Floats distances =
           sub(all(static_cast<float>(distance - block * kBlock)), load(kLaneNumbers));
-      Floats score = mul(load(scores + block * kBlock), scale);
       if (shape.slopes != nullptr) score = fma(all(-slope), distances, score);
       Floats hidden = distances;  // negative where the key is not seen
       if (shape.window > 0)
         hidden = min(hidden, sub(all(static_cast<float>(shape.window - 1)), distances));
       score = select(as_ints(hidden), all(kMasked), score);
-      store(scores + block * kBlock, score);
-      most = max(most, score);
     }
+    store(scores + block * kBlock, score);
+    most = max(most, score);
   }
   const float most_of_row = largest(most), base = most_of_row == kMasked ? 0.0f : most_of_row;
   const Floats subtrahend = all(base);

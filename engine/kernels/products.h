@@ -308,9 +308,9 @@ class Tasks {
       : num_rows_(num_rows), num_units_(round_up(num_outputs, kUnit) / kUnit) {
     const int64_t fitting = kInputBytes / Input::row_bytes(input.form, input.columns);
     const int64_t most = std::clamp(fitting, 2 * kRowsStep, kMostRows);
-    const int64_t num_blocks = std::max<int64_t>(1, (num_rows + most - 1) / most);
-    rows_of_task_ = round_up(std::max<int64_t>(1, (num_rows + num_blocks - 1) / num_blocks),
-                             kRowsStep);
+    const int64_t rows = std::max<int64_t>(num_rows, 1);  // there may be none
+    const int64_t num_blocks = (rows + most - 1) / most;
+    rows_of_task_ = round_up((rows + num_blocks - 1) / num_blocks, kRowsStep);
     // few rows: tasks large enough that handing them out costs nothing beside them
     const int64_t share = num_rows > 32 ? 1 : num_units_ / (4 * team_size);
     units_of_task_ = std::max<int64_t>(1, share);
