@@ -27,7 +27,6 @@ class Weight(_Struct):
         ("bits", c_int32),
         ("has_offsets", c_int32),
         ("scale_bytes", c_int32),
-        ("zero", c_int32),
     ]
 
 

@@ -46,7 +46,7 @@ struct Layer {
   int64_t window;
 
   // Whether gate and up begin at panels of their own.
-  bool has_halves() const {
+  bool has_panels_of_both() const {
     const int64_t width = gate_up.rows() / 2;
     return gate_up.num_parts == 2 ? gate_up.parts[0].rows == width
                                   : gate_up.num_parts == 1 && width % kPanel == 0;
@@ -201,10 +201,10 @@ class Pass {
         plan_(shape_, attention_step_) {
     const int64_t most_columns = round_up(std::max({hidden_, heads_, width_}), 32);
     const int64_t n = step.num_tokens, half = std::max<int64_t>(model.rotary_dim / 2, 1);
-    const int64_t input_bytes = n * Input::row_bytes(kFloatRows, most_columns);
+    const int64_t input_bytes = Input::bytes(kFloatRows, most_columns, n);
     const int64_t room_bytes = attention::Room::carve(shape_, nullptr, nullptr);
     const int64_t partial_floats = plan_.num_partials * attention::partial_floats(shape_);
-    const int64_t gated_bytes = n * 8 * round_up(width_, kUnit);
+    const int64_t gated_bytes = round_up(n, Input::kBlockRows) * 8 * round_up(width_, kUnit);
     int64_t bytes = 4 * n * (2 * hidden_ + qkv_ + heads_ + 2 * half) + input_bytes + gated_bytes;
     bytes += 4 * partial_floats + 64 * 16;
     const int64_t local_bytes = sizeof(products::Room) + sizeof(gated::Room) + room_bytes;
@@ -272,7 +272,8 @@ class Pass {
   template <typename Fill>
   Input prepare(Team& team, Local& local, const Linear& linear, int64_t num_rows, Fill fill) {
     const Weight& weight = linear.parts[0];
-    const Input input{form_of(weight, shape_.is_bfloat16), weight.padded_columns(), input_};
+    const Form form = form_of(weight, shape_.is_bfloat16);
+    const Input input(form, weight.padded_columns(), num_rows, input_);
     for_rows(team, num_rows, [&](int64_t row) {
       fill(row, local.row);
       std::fill(local.row + weight.columns, local.row + input.columns, 0.0f);
@@ -373,8 +374,9 @@ class Pass {
                model_.hidden_size, to);
     });
     const Weight& down = layer.down.parts[0];
-    if (down.order == nullptr && layer.has_halves()) {
-      const Input gated{form_of(down, shape_.is_bfloat16), down.padded_columns(), gated_};
+    if (down.order == nullptr && layer.has_panels_of_both()) {
+      const Form form = form_of(down, shape_.is_bfloat16);
+      const Input gated(form, down.padded_columns(), num_rows, gated_);
       const gated::Half gate = layer.half(0), up = layer.half(1);
       const products::Tasks tasks(normed, num_rows, gated.columns, team.size());
       team.run(tasks.count(), [&](int64_t task) {

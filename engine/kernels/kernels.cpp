@@ -89,9 +89,9 @@ void multiply_rows(const Linear* linear, int is_bfloat16, const float* x, int64_
   const int64_t columns = weight.padded_columns();
   const int num_threads = omp_get_max_threads();
   const int64_t room_bytes = sizeof(products::Room);
-  arena().reserve(num_rows * Input::row_bytes(form, columns) +
-                  num_threads * (room_bytes + 8 * columns + 256) + 256);
-  const Input input{form, columns, arena().take(num_rows * Input::row_bytes(form, columns))};
+  const int64_t input_bytes = Input::bytes(form, columns, num_rows);
+  arena().reserve(input_bytes + num_threads * (room_bytes + 8 * columns + 256) + 256);
+  const Input input(form, columns, num_rows, arena().take(input_bytes));
   uint8_t* rooms = arena().take(num_threads * room_bytes);
   float* temporary = arena().floats(num_threads * 2 * columns);
   with_team([&](Team& team, int thread) {

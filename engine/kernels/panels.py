@@ -89,7 +89,8 @@ def pack(weight: GroupwiseWeight, dtype: torch.dtype, library: ctypes.CDLL) -> P
     group_size = weight.group_size
     if columns % _UNIT or (group_size % _UNIT and group_size != _UNIT // 2):
         return None
-    scales, offsets, zero = _scales_and_offsets(weight, dtype)
+    bits, shift = _num_bits(weight)
+    scales, offsets = _scales_and_offsets(weight, dtype, has_offsets=shift is None)
     order = None if weight.order is None else weight.order.int().contiguous()
     struct = abi.Weight(
         order=None if order is None else order.data_ptr(),
@@ -97,16 +98,15 @@ def pack(weight: GroupwiseWeight, dtype: torch.dtype, library: ctypes.CDLL) -> P
         columns=columns,
         group_size=group_size,
         kind=abi.PACKED,
-        bits=_num_bits(weight),
+        bits=bits,
         has_offsets=offsets is not None,
         scale_bytes=scales.itemsize,
-        zero=zero,
     )
     memory = _allocate(struct, library)
     panel_bytes = memory.nbytes // -(-rows // 16)
     for start in range(0, rows, _PACKED_ROWS):
         piece = slice(start, start + _PACKED_ROWS)
-        codes = weight.select_rows(piece).unpacked().contiguous()
+        codes = (weight.select_rows(piece).unpacked() + (shift or 0)).contiguous()
         part = abi.Weight.from_buffer_copy(struct)
         part.rows = len(codes)
         library.pack_codes(
@@ -125,28 +125,32 @@ def _allocate(struct: abi.Weight, library: ctypes.CDLL) -> torch.Tensor:
     return memory
 
 
-def _num_bits(weight: GroupwiseWeight) -> int:
-    """What the largest code needs, out of the widths that the kernels have."""
-    if weight.bits == 4:
-        return 4
-    largest = int(weight.codes.max())
-    return next(bits for bits in (4, 5, 6, 8) if largest < 2**bits)
+def _num_bits(weight: GroupwiseWeight) -> tuple[int, int | None]:
+    """The fewest bits that the kernels have for the codes, and what to add to these.
+
+    It brings the zero point of all groups to 2 ** (bits - 1), as codes without offsets have it;
+    None where groups differ, or more bits would be needed: they need offsets.
+    """
+    largest = 15 if weight.bits == 4 else int(weight.codes.max())
+    bits = next(bits for bits in (4, 5, 6, 8) if largest < 2**bits)
+    first = float(weight.zeros.flatten()[0])
+    shift = 2 ** (bits - 1) - int(first) if first.is_integer() else -1
+    is_centred = 0 <= shift < 2**bits - largest and bool((weight.zeros == first).all())
+    return bits, shift if is_centred else None
 
 
 def _scales_and_offsets(
-    weight: GroupwiseWeight, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor | None, int]:
-    """Scales, offsets or None, and the zero point of all groups."""
+    weight: GroupwiseWeight, dtype: torch.dtype, has_offsets: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     tolerance = _CLOSE if dtype == torch.bfloat16 else 0.0
     scales = weight.scales
-    first = float(weight.zeros.flatten()[0])
-    if first.is_integer() and 0 <= first < 256 and bool((weight.zeros == first).all()):
-        is_half = _is_close(scales, tolerance)
-        return scales.to(torch.float16 if is_half else torch.float32).contiguous(), None, int(first)
+    is_half = _is_close(scales, tolerance)
+    if not has_offsets:
+        return scales.to(torch.float16 if is_half else torch.float32).contiguous(), None
     offsets = -weight.zeros.float() * scales.float()
-    is_half = _is_close(scales, tolerance) and _is_close(offsets, max(tolerance, 2.0**-20))
+    is_half = is_half and _is_close(offsets, max(tolerance, 2.0**-20))
     kept = torch.float16 if is_half else torch.float32
-    return scales.to(kept).contiguous(), offsets.to(kept).contiguous(), 0
+    return scales.to(kept).contiguous(), offsets.to(kept).contiguous()
 
 
 def _is_close(numbers: torch.Tensor, tolerance: float) -> bool:

@@ -75,53 +75,36 @@ inline int32_t four_codes(const int8_t* from) {
   return codes;
 }
 
-// What a unit adds to a sum, from the integer dot products of its halves or, in the first, all of it.
-template <bool kHalves, bool kOffsets>
-inline Floats add_unit(Floats sum, const Ints* dots, const Floats* scales, const Floats* offsets,
-                       const UnitScale& x) {
-  const Floats scale = all(x.scale);
-  sum = fma(to_floats(dots[0]), mul(scales[0], scale), sum);
-  if constexpr (kHalves) sum = fma(to_floats(dots[1]), mul(scales[1], scale), sum);
-  if constexpr (kOffsets && kHalves) {
-    sum = fma(offsets[0], all(x.scale * static_cast<float>(x.first_sum)), sum);
-    sum = fma(offsets[1], all(x.scale * static_cast<float>(x.sum - x.first_sum)), sum);
-  } else if constexpr (kOffsets) {
-    sum = fma(offsets[0], all(x.scaled_sum), sum);
-  }
-  return sum;
+// What the integer sums of a set (a unit, or with halves one of them) start from, so that codes
+// without offsets have their zero point taken off.
+template <int kBits, bool kHalves, bool kOffsets>
+inline Ints start_dots(const UnitScale& x, int set) {
+  if constexpr (kOffsets) return all_ints(0);
+  if (!kHalves) return shift_left<kBits - 1>(all_ints(x.minus_sum));
+  const Ints second = all_ints(x.minus_second);
+  return shift_left<kBits - 1>(set == 1 ? second : sub(all_ints(x.minus_sum), second));
 }
 
-// Where integer sums start, so that codes without offsets have their zero point taken off.
-template <bool kHalves, bool kOffsets>
-inline void start_dots(Ints* dots, const UnitScale& x, int32_t zero) {
-  if constexpr (kOffsets) {
-    dots[0] = all_ints(0);
-    if constexpr (kHalves) dots[1] = all_ints(0);
-  } else if constexpr (kHalves) {
-    dots[0] = all_ints(-zero * x.first_sum);
-    dots[1] = all_ints(-zero * (x.sum - x.first_sum));
-  } else {
-    dots[0] = all_ints(-zero * x.sum);
-  }
+// The sum of a set's codes, which its offset multiplies.
+template <bool kHalves>
+inline float scaled_sum(const UnitScale& x, int set) {
+  if (!kHalves) return x.scaled_sum;
+  return x.scale * static_cast<float>(-(set == 1 ? x.minus_second : x.minus_first()));
 }
 
 template <int kBits, bool kHalves, bool kOffsets, int kRows>
 void packed_tile(const Weight& weight, const Input& input, int64_t row, int64_t panel,
                  const Output& out) {
+  constexpr int kSets = kHalves ? 2 : 1, kVectors = kUnitVectors / kSets;
   const uint8_t* at = weight.panel(panel);
   const int64_t column = panel * kPanel, units_per_group = weight.units_per_group();
   const int64_t num_units = weight.num_units(), header_bytes = weight.header_bytes();
-  const int64_t unit_bytes = weight.unit_bytes();
-  constexpr int kSets = kHalves ? 2 : 1;
-  // rows whose dot products are in registers
-  constexpr int kTogether = !kHalves ? kRows : kRows % 4 == 0 ? 4 : 1;
+  const int64_t unit_bytes = weight.unit_bytes(), stride = input.unit_stride();
+  const int8_t* codes = input.codes(row, 0);
+  const UnitScale* x = input.scales(row, 0);
   Floats sums[kRows];
-  const int8_t* codes[kRows];
-  const UnitScale* scales_of[kRows];
   for (int r = 0; r < kRows; ++r) {
     sums[r] = zero();
-    codes[r] = input.codes(row + r);
-    scales_of[r] = input.scales(row + r);
     __builtin_prefetch(out.at(row + r, column), 1);
   }
   for (int64_t unit = 0; unit < num_units;) {
@@ -132,25 +115,29 @@ void packed_tile(const Weight& weight, const Input& input, int64_t row, int64_t 
     }
     at += header_bytes;
     for (int64_t i = 0; i < units_per_group; ++i, ++unit, at += unit_bytes) {
-      Bytes vectors[kUnitVectors];
       for (int64_t byte = 0; byte < unit_bytes + 64; byte += 64)
         __builtin_prefetch(at + kPrefetchBytes + byte);
-      unpack<kBits>(at, vectors);
-      for (int first = 0; first < kRows; first += kTogether) {
-        Ints dots[kTogether][kSets];
-        for (int r = 0; r < kTogether; ++r)
-          start_dots<kHalves, kOffsets>(dots[r], scales_of[first + r][unit], weight.zero);
-        for (int v = 0; v < kUnitVectors; ++v) {
-          for (int r = 0; r < kTogether; ++r) {
-            const int32_t x = four_codes(codes[first + r] + unit * kUnit + 4 * v);
-            Ints& dot = dots[r][kHalves ? v / 4 : 0];
-            dot = dot_bytes<kBits>(dot, vectors[v], x);
-          }
+      Bytes vectors[kUnitVectors];
+      if (!kHalves) unpack<kBits>(at, vectors);
+#pragma GCC unroll 2
+      for (int set = 0; set < kSets; ++set) {
+        if (kHalves) unpack_half<kBits>(at, set, vectors);
+        Ints dots[kRows];
+        for (int r = 0; r < kRows; ++r)
+          dots[r] = start_dots<kBits, kHalves, kOffsets>(x[r], set);
+        for (int v = 0; v < kVectors; ++v) {
+          const int8_t* four = codes + 4 * (set * kVectors + v);
+          for (int r = 0; r < kRows; ++r)
+            dots[r] = dot_bytes<kBits>(dots[r], vectors[v], four_codes(four + r * kUnit));
         }
-        for (int r = 0; r < kTogether; ++r)
-          sums[first + r] = add_unit<kHalves, kOffsets>(sums[first + r], dots[r], scales, offsets,
-                                                        scales_of[first + r][unit]);
+        for (int r = 0; r < kRows; ++r) {
+          sums[r] = fma(to_floats(dots[r]), mul(scales[set], all(x[r].scale)), sums[r]);
+          if constexpr (kOffsets)
+            sums[r] = fma(offsets[set], all(scaled_sum<kHalves>(x[r], set)), sums[r]);
+        }
       }
+      codes += stride;
+      x = reinterpret_cast<const UnitScale*>(reinterpret_cast<const uint8_t*>(x) + stride);
     }
   }
   for (int r = 0; r < kRows; ++r)

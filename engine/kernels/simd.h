@@ -75,12 +75,14 @@ inline Floats nearest(Floats a) {
 inline Floats select(Ints mask, Floats a, Floats b) {  // a where mask is negative
   return {_mm512_mask_blend_ps(_mm512_movepi32_mask(mask.v), b.v, a.v)};
 }
-inline Ints load_ints(const int32_t* from) { return {_mm512_loadu_si512(from)}; }
 inline Ints all_ints(int32_t value) { return {_mm512_set1_epi32(value)}; }
 inline Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline Ints sub(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline Ints max(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
-inline Ints shift_left_23(Ints a) { return {_mm512_slli_epi32(a.v, 23)}; }
+template <int kBits>
+inline Ints shift_left(Ints a) {
+  return {_mm512_slli_epi32(a.v, kBits)};
+}
 inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline Ints to_ints(Floats a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest
 inline Ints as_ints(Floats a) { return {_mm512_castps_si512(a.v)}; }
@@ -118,18 +120,14 @@ inline float largest(Floats a) { return _mm512_reduce_max_ps(a.v); }
 inline int32_t largest(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 
 inline Bytes load_bytes(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
-inline void store_bytes(uint8_t* to, Bytes a) { _mm512_storeu_si512(to, a.v); }
 inline Bytes all_bytes(uint8_t value) { return {_mm512_set1_epi8(static_cast<char>(value))}; }
 inline Bytes bit_and(Bytes a, Bytes b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline Bytes bit_or(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
-// Shifts 16-bit words: a mask has to follow.
+// Shifts 16-bit words, to the left where kBits is negative: a mask has to follow.
 template <int kBits>
 inline Bytes shift_right(Bytes a) {
+  if constexpr (kBits < 0) return {_mm512_slli_epi16(a.v, -kBits)};
   return {kBits == 0 ? a.v : _mm512_srli_epi16(a.v, kBits)};
-}
-template <int kBits>
-inline Bytes shift_left(Bytes a) {
-  return {kBits == 0 ? a.v : _mm512_slli_epi16(a.v, kBits)};
 }
 template <int kByte>
 inline Ints byte_of_lane(Bytes a) {
@@ -218,13 +216,13 @@ inline __m256i load_256(const void* from) {
 inline __m128i load_128(const void* from) {
   return _mm_loadu_si128(static_cast<const __m128i*>(from));
 }
-inline Ints load_ints(const int32_t* from) { return {load_256(from), load_256(from + 8)}; }
 inline Ints all_ints(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
 inline Ints add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline Ints sub(Ints x, Ints y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 inline Ints max(Ints x, Ints y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
-inline Ints shift_left_23(Ints x) {
-  return {_mm256_slli_epi32(x.a, 23), _mm256_slli_epi32(x.b, 23)};
+template <int kBits>
+inline Ints shift_left(Ints x) {
+  return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
 }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline Ints to_ints(Floats x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
@@ -274,10 +272,6 @@ inline int32_t largest(Ints x) {
 }
 
 inline Bytes load_bytes(const uint8_t* from) { return {load_256(from), load_256(from + 32)}; }
-inline void store_bytes(uint8_t* to, Bytes x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x.a);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32), x.b);
-}
 inline Bytes all_bytes(uint8_t value) {
   const __m256i bytes = _mm256_set1_epi8(static_cast<char>(value));
   return {bytes, bytes};
@@ -290,11 +284,8 @@ inline Bytes bit_or(Bytes x, Bytes y) {
 }
 template <int kBits>
 inline Bytes shift_right(Bytes x) {
+  if constexpr (kBits < 0) return {_mm256_slli_epi16(x.a, -kBits), _mm256_slli_epi16(x.b, -kBits)};
   return {_mm256_srli_epi16(x.a, kBits), _mm256_srli_epi16(x.b, kBits)};
-}
-template <int kBits>
-inline Bytes shift_left(Bytes x) {
-  return {_mm256_slli_epi16(x.a, kBits), _mm256_slli_epi16(x.b, kBits)};
 }
 template <int kByte>
 inline Ints byte_of_lane(Bytes x) {
@@ -374,15 +365,15 @@ inline Floats nearest(const Floats& a) { EACH_LANE(Floats, std::nearbyintf(a.v[i
 inline Floats select(const Ints& mask, const Floats& a, const Floats& b) {
   EACH_LANE(Floats, mask.v[i] < 0 ? a.v[i] : b.v[i]);
 }
-inline Ints load_ints(const int32_t* from) { EACH_LANE(Ints, from[i]); }
 inline Ints all_ints(int32_t value) { EACH_LANE(Ints, value); }
 inline Ints add(const Ints& a, const Ints& b) { EACH_LANE(Ints, a.v[i] + b.v[i]); }
 inline Ints sub(const Ints& a, const Ints& b) { EACH_LANE(Ints, a.v[i] - b.v[i]); }
 inline Ints max(const Ints& a, const Ints& b) {
   EACH_LANE(Ints, a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
 }
-inline Ints shift_left_23(const Ints& a) {
-  EACH_LANE(Ints, static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << 23));
+template <int kBits>
+inline Ints shift_left(const Ints& a) {
+  EACH_LANE(Ints, static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits));
 }
 inline Floats to_floats(const Ints& a) { EACH_LANE(Floats, static_cast<float>(a.v[i])); }
 inline Ints to_ints(const Floats& a) {
@@ -422,7 +413,6 @@ inline Bytes load_bytes(const uint8_t* from) {
   std::memcpy(r.v, from, sizeof r.v);
   return r;
 }
-inline void store_bytes(uint8_t* to, const Bytes& a) { std::memcpy(to, a.v, sizeof a.v); }
 inline Bytes all_bytes(uint8_t value) {
   Bytes r;
   std::memset(r.v, value, sizeof r.v);
@@ -438,12 +428,8 @@ inline Bytes bit_or(Bytes a, const Bytes& b) {
 }
 template <int kBits>
 inline Bytes shift_right(Bytes a) {
-  for (uint8_t& byte : a.v) byte = static_cast<uint8_t>(byte >> kBits);
-  return a;
-}
-template <int kBits>
-inline Bytes shift_left(Bytes a) {
-  for (uint8_t& byte : a.v) byte = static_cast<uint8_t>(byte << kBits);
+  constexpr int kRight = kBits < 0 ? 0 : kBits, kLeft = kBits < 0 ? -kBits : 0;
+  for (uint8_t& byte : a.v) byte = static_cast<uint8_t>(byte >> kRight << kLeft);
   return a;
 }
 template <int kByte>
@@ -486,7 +472,7 @@ inline Floats scale_by_power(Floats x, Floats n) {
   return {_mm512_scalef_ps(x.v, n.v)};
 #else
   const Ints is_tiny = as_ints(add(n, all(125.0f)));  // negative sign where n is below -125
-  const Floats scaled = as_floats(add(as_ints(x), shift_left_23(to_ints(n))));
+  const Floats scaled = as_floats(add(as_ints(x), shift_left<23>(to_ints(n))));
   return select(is_tiny, zero(), scaled);
 #endif
 }

@@ -11,7 +11,7 @@
 // Units of packed codes that share scales are a group: first 16 scales, then 16 offsets where there
 // are any, then the units. A group is a multiple of 32 columns, or 16: then a unit has two scales
 // (vectors 0 to 3, 4 to 7) and two offsets. A weight is code * scale + offset, or without offsets
-// (code - zero) * scale. Rows are filled up to 16 with zeros, columns of plain weights to 32.
+// (code - 2 ** (bits - 1)) * scale. Rows are filled up to 16 with zeros, columns of plain weights to 32.
 
 #pragma once
 
@@ -33,7 +33,7 @@ struct Weight {
   const uint8_t* panels;
   const int32_t* order;  // column i is for input order[i]; null = as they are
   int64_t rows, columns, group_size;
-  int32_t kind, bits, has_offsets, scale_bytes, zero;
+  int32_t kind, bits, has_offsets, scale_bytes;
 
   int64_t padded_columns() const { return round_up(columns, kUnit); }
   int64_t num_units() const { return padded_columns() / kUnit; }
@@ -74,40 +74,46 @@ inline UnitAddress find_unit(const Weight& weight, const uint8_t* panel, int64_t
   return {header, header + weight.header_bytes() + unit % per_group * weight.unit_bytes()};
 }
 
-template <int kBits>
-inline void unpack(const uint8_t* codes, simd::Bytes (&out)[kUnitVectors]) {
+// Vector kIndex of a unit of codes of kBits, in bytes.
+template <int kBits, int kIndex>
+inline simd::Bytes unpack_vector(const uint8_t* codes) {
   using namespace simd;
-  if constexpr (kBits == 8) {
-    for (int i = 0; i < 8; ++i) out[i] = load_bytes(codes + 64 * i);
-    return;
-  }
-  const Bytes nibble = all_bytes(15);
-  for (int i = 0; i < 4; ++i) {
-    const Bytes both = load_bytes(codes + 64 * i);
-    out[i] = bit_and(both, nibble);
-    out[4 + i] = bit_and(shift_right<4>(both), nibble);
-  }
+  if constexpr (kBits == 8) return load_bytes(codes + 64 * kIndex);
+  constexpr int kWord = kIndex % 4;
+  const Bytes both = load_bytes(codes + 64 * kWord);
+  const Bytes low = bit_and(kIndex < 4 ? both : shift_right<4>(both), all_bytes(15));
   if constexpr (kBits == 5) {
-    const Bytes high = load_bytes(codes + 256), bit = all_bytes(16);
-    out[0] = bit_or(out[0], bit_and(shift_left<4>(high), bit));
-    out[1] = bit_or(out[1], bit_and(shift_left<3>(high), bit));
-    out[2] = bit_or(out[2], bit_and(shift_left<2>(high), bit));
-    out[3] = bit_or(out[3], bit_and(shift_left<1>(high), bit));
-    out[4] = bit_or(out[4], bit_and(high, bit));
-    out[5] = bit_or(out[5], bit_and(shift_right<1>(high), bit));
-    out[6] = bit_or(out[6], bit_and(shift_right<2>(high), bit));
-    out[7] = bit_or(out[7], bit_and(shift_right<3>(high), bit));
+    const Bytes bits = shift_right<kIndex - 4>(load_bytes(codes + 256));
+    return bit_or(low, bit_and(bits, all_bytes(16)));
   }
   if constexpr (kBits == 6) {
-    const Bytes bits = all_bytes(48);
-    for (int half = 0; half < 2; ++half) {
-      const Bytes high = load_bytes(codes + 256 + 64 * half);
-      Bytes* to = out + 4 * half;
-      to[0] = bit_or(to[0], bit_and(shift_left<4>(high), bits));
-      to[1] = bit_or(to[1], bit_and(shift_left<2>(high), bits));
-      to[2] = bit_or(to[2], bit_and(high, bits));
-      to[3] = bit_or(to[3], bit_and(shift_right<2>(high), bits));
-    }
+    const Bytes bits = shift_right<2 * kWord - 4>(load_bytes(codes + 256 + 64 * (kIndex / 4)));
+    return bit_or(low, bit_and(bits, all_bytes(48)));
+  }
+  return low;
+}
+
+// Vectors kIndex and 4 + kIndex come from the same bytes.
+template <int kBits, int kIndex = 0>
+inline void unpack(const uint8_t* codes, simd::Bytes (&out)[kUnitVectors]) {
+  out[kIndex] = unpack_vector<kBits, kIndex>(codes);
+  out[4 + kIndex] = unpack_vector<kBits, 4 + kIndex>(codes);
+  if constexpr (kIndex < 3) unpack<kBits, kIndex + 1>(codes, out);
+}
+
+// Vectors 0 to 3 or, of the second half, 4 to 7.
+template <int kBits>
+inline void unpack_half(const uint8_t* codes, int half, simd::Bytes* out) {
+  if (half == 0) {
+    out[0] = unpack_vector<kBits, 0>(codes);
+    out[1] = unpack_vector<kBits, 1>(codes);
+    out[2] = unpack_vector<kBits, 2>(codes);
+    out[3] = unpack_vector<kBits, 3>(codes);
+  } else {
+    out[0] = unpack_vector<kBits, 4>(codes);
+    out[1] = unpack_vector<kBits, 5>(codes);
+    out[2] = unpack_vector<kBits, 6>(codes);
+    out[3] = unpack_vector<kBits, 7>(codes);
   }
 }
 
@@ -126,7 +132,7 @@ inline void widen_unit(const Weight& weight, const UnitAddress& unit, float* to)
   Bytes codes[kUnitVectors];
   unpack(unit.codes, weight.bits, codes);
   const int num_halves = weight.has_halves() ? 2 : 1;
-  const Ints zero = all_ints(weight.zero);
+  const Ints zero = all_ints(1 << (weight.bits - 1));
   for (int i = 0; i < kUnitVectors; ++i) {
     const int half = weight.has_halves() ? i / 4 : 0;
     const Floats scale = weight.load_set(unit.header, half);

@@ -506,14 +506,37 @@ def test_scales_are_halved_where_that_is_close() -> None:
         assert (panels.struct.scale_bytes, panels.struct.has_offsets) == (scale_bytes, 1)
 
 
-def test_one_zero_point_for_all_needs_no_offsets() -> None:
+@pytest.mark.parametrize(
+    ("largest", "zero", "bits", "has_offsets"),
+    [
+        (255, 128.0, 8, 0),
+        (255, 127.0, 8, 1),
+        (255, 0.0, 8, 1),
+        (255, 256.0, 8, 1),
+        (255, -1.0, 8, 1),
+        (255, 128.5, 8, 1),
+        (63, 32.0, 6, 0),
+        (31, 16.0, 5, 0),
+        (15, 8.0, 4, 0),
+        (15, 7.0, 4, 1),
+        (15, 16.0, 4, 1),  # 5 bits would be more than its codes need
+        (7, 4.0, 4, 0),  # as 3 bits of a GGUF file: codes are moved by 4
+        (7, 0.0, 4, 0),
+        (8, 0.0, 4, 1),
+    ],
+)
+def test_one_zero_point_for_all_needs_no_offsets(
+    largest: int, zero: float, bits: int, has_offsets: int
+) -> None:
+    """Where codes can be moved so that it is the middle of what their bits can say."""
     weight = codes_of(4, 64, 8, 32, "same", FLOAT32, 0)
-    for zero, has_offsets in ((0.0, 0), (7.0, 0), (255.0, 0), (0.5, 1), (-1.0, 1), (256.0, 1)):
-        panels = packed(replace(weight, zeros=torch.full((4, 2), zero)), FLOAT32, VARIANTS[0])
-        assert (panels.struct.has_offsets, panels.struct.zero) == (
-            has_offsets,
-            0 if has_offsets else zero,
-        )
+    codes = weight.codes.clamp(max=largest)
+    codes[0, 0], codes[0, 1] = 0, largest
+    weight = replace(weight, codes=codes, zeros=torch.full((4, 2), zero))
+    panels = packed(weight, FLOAT32, VARIANTS[0])
+    assert (panels.struct.bits, panels.struct.has_offsets) == (bits, has_offsets)
+    taken = panels.take_rows(torch.arange(4), FLOAT32)
+    torch.testing.assert_close(taken, weight.dequantize(), rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])
