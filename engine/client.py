@@ -23,7 +23,8 @@ class EngineClient(Protocol):
 
         The request is submitted at the first iteration. Closing the iterator early aborts the
         request; that takes no await, so it also works while the calling task is being cancelled.
-        Engine death is a Finished with a Fault of code "engine_dead", not an exception.
+        Where an engine is lost the next one goes on behind the last event. When none comes in time
+        that is a Finished with a Fault of code "engine_dead", not an exception.
         """
         ...
 
@@ -40,6 +41,10 @@ class EngineClient(Protocol):
 
     def health(self) -> str | None:
         """None when the engine answers, else one sentence saying what is wrong."""
+        ...
+
+    def silent_s(self) -> float:
+        """For how long the engine has had requests and said nothing; 0 when it has none."""
         ...
 
     async def aclose(self) -> None:

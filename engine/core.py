@@ -4,6 +4,7 @@ Owns the scheduler and the model runner and decides when a sequence is finished.
 sockets, clients or text; engine/process.py feeds it.
 """
 
+import logging
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as ListLike
@@ -11,7 +12,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from engine.block_manager import BlockManager
-from engine.errors import RequestRejected
+from engine.errors import InvariantViolated, RankLost, RequestRejected
 from engine.grammar import CompiledGrammar, GrammarError, GrammarState
 from engine.grammar_compiler import Grammars
 from engine.messages import (
@@ -25,10 +26,13 @@ from engine.messages import (
     TokenEvent,
     TokenLogprobs,
 )
+from engine.recovery import Recovery
 from engine.results import ChunkResult
-from engine.scheduler import Scheduler
+from engine.scheduler import Schedule, Scheduler
 from engine.sequence import Chunk, Sequence
 from engine.speculation.speculator import Speculator
+
+logger = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -74,6 +78,7 @@ class Engine:
             max_num_batched_tokens,
             info.max_model_len,
         )
+        self.recovery = Recovery(self.scheduler)
         self._sequences: dict[str, Sequence] = {}
         self._compiling: dict[str, Future[CompiledGrammar]] = {}  # of the sequences that are held
         self._num_arrivals = 0
@@ -92,32 +97,36 @@ class Engine:
         """Whether requests wait for their grammars: then `admit_compiled` is to be called."""
         return bool(self._compiling)
 
-    def add(self, request: EngineRequest) -> None:
+    def add(self, request: EngineRequest, *, is_suspect: bool = False) -> list[Event]:
         """Queue a request, to be admitted once its grammar is compiled where it has one.
 
-        Raises RequestRejected for one that can never be served.
+        A suspect may be what ended an engine: it is computed alone at first. Returns the end of
+        one that was lost with its engine right before that. Raises RequestRejected for one that
+        can never be served.
         """
         if request.id in self._sequences:
             raise RequestRejected(Fault("invalid_request", f"The id {request.id!r} is in use."))
         if not request.prompt_token_ids:
             raise RequestRejected(Fault("invalid_request", "The prompt has no tokens."))
         vocab_size = self.info.vocab_size
-        ids = (*request.prompt_token_ids, *request.sampling.logit_bias)
+        known = () if request.progress is None else request.progress.token_ids
+        ids = (*request.prompt_token_ids, *known, *request.sampling.logit_bias)
         if min(ids) < 0 or max(ids) >= vocab_size:
             raise RequestRejected(
                 Fault("invalid_request", f"A token id is not in the vocabulary of {vocab_size}.")
             )
         theta = self.runner.rope_theta(len(request.prompt_token_ids))
-        sequence = Sequence(request, self._num_arrivals, theta)
+        sequence = Sequence(request, self._num_arrivals, theta, is_suspect)
         compiling = self._compile(request)
         if compiling is not None and compiling.done():
-            sequence.grammar = _grammar_state(compiling)
+            sequence.grammar = _grammar_state(compiling, request)
         is_held = compiling is not None and sequence.grammar is None
         self.scheduler.add(sequence, is_held=is_held)
         if compiling is not None and is_held:
             self._compiling[request.id] = compiling
         self._num_arrivals += 1
         self._sequences[request.id] = sequence
+        return self._end_resumed(sequence)
 
     def admit_compiled(self) -> list[Event]:
         """Let requests go whose grammars are compiled; end those whose grammars cannot be."""
@@ -126,11 +135,12 @@ class Engine:
         for request_id in ready:
             sequence = self._sequences[request_id]
             try:
-                sequence.grammar = _grammar_state(self._compiling.pop(request_id))
+                sequence.grammar = _grammar_state(self._compiling.pop(request_id), sequence.request)
             except RequestRejected as exc:
                 events.append(self._fail(sequence, exc.fault))
             else:
                 self.scheduler.release(sequence)
+                events += self._end_resumed(sequence)
         return events
 
     def abort(self, request_id: str) -> list[Event]:
@@ -138,38 +148,55 @@ class Engine:
         sequence = self._sequences.get(request_id)
         return [] if sequence is None else [self._finish(sequence, "abort")]
 
-    def abort_all(self, fault: Fault) -> list[Event]:
-        """End every request with `fault` and distrust all K/V computed for them."""
-        return [self._fail(sequence, fault) for sequence in list(self._sequences.values())]
-
     def step(self) -> list[Event]:
         """Compute one step and return what it led to."""
         started = time.perf_counter()
         schedule = self.scheduler.schedule()
         events: list[Event] = [self._finish(sequence, "length") for sequence in schedule.outgrown]
-        if self.speculator is not None:
-            self.speculator.draft(schedule, self.scheduler)
-        model_started = time.perf_counter()
-        results = self.runner.run(schedule.chunks) if schedule.chunks else []
-        model_finished = time.perf_counter()
-        if self.speculator is not None:
-            self.speculator.learn(schedule.chunks, results)
+        try:
+            results = self._compute(schedule)
+        except (InvariantViolated, RankLost):
+            raise
+        except Exception as exc:
+            return [*events, *self._recover(exc, schedule.chunks)]
         for chunk, result in zip(schedule.chunks, results, strict=True):
             events += self._postprocess(chunk, result)
+        self.recovery.step_succeeded()
         self._num_steps += 1
-        self._model_time_s = model_finished - model_started
         self._step_time_s = time.perf_counter() - started
         return events
+
+    def _compute(self, schedule: Schedule) -> list[ChunkResult]:
+        if self.speculator is not None:
+            self.speculator.draft(schedule, self.scheduler)
+        started = time.perf_counter()
+        results = self.runner.run(schedule.chunks) if schedule.chunks else []
+        self._model_time_s = time.perf_counter() - started
+        if self.speculator is not None:
+            self.speculator.learn(schedule.chunks, results)
+        return results
+
+    def _recover(self, error: Exception, chunks: ListLike[Chunk]) -> list[Event]:
+        """The device or a kernel failed: nothing computed in this step can be trusted."""
+        guilty = self.recovery.step_failed(error, chunks)
+        logger.error(
+            "step failed",
+            exc_info=error,
+            extra={"fields": {"num_sequences": len(chunks), "num_ended": len(guilty)}},
+        )
+        fault = Fault("internal", f"The step failed: {error}")
+        return [self._fail(sequence, fault) for sequence in guilty]
 
     def stats(self) -> EngineStats:
         """Counters since the start and the state right now."""
         scheduler, speculator = self.scheduler, self.speculator
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting) + len(scheduler.held),
+            num_waiting=scheduler.num_waiting,
             num_blocks=self.info.num_blocks,
             num_free_blocks=scheduler.block_manager.num_free_blocks,
             num_steps=self._num_steps,
+            num_failed_steps=self.recovery.num_failed_steps,
             num_preemptions=scheduler.num_preemptions,
             prompt_tokens=self._num_prompt_tokens,
             generation_tokens=self._num_generation_tokens,
@@ -234,15 +261,28 @@ class Engine:
         if num_sent or prompt_logprobs is not None:
             token_ids = result.token_ids[:num_sent]
             logprobs = result.logprobs[:num_sent] if result.logprobs and num_sent else None
-            events.append(TokenEvent(sequence.id, token_ids, logprobs, prompt_logprobs))
+            closed_from = None if sequence.grammar is None else sequence.grammar.closed_from
+            events.append(
+                TokenEvent(sequence.id, token_ids, logprobs, prompt_logprobs, closed_from)
+            )
+        return [*events, *self._end(sequence, stop_token_id)]
+
+    def _end_resumed(self, sequence: Sequence) -> list[Event]:
+        """The end of a sequence whose engine was lost when all but that had been sent."""
+        if sequence.request.progress is None or sequence.id in self._compiling:
+            return []
+        return self._end(sequence, None)
+
+    def _end(self, sequence: Sequence, stop_token_id: int | None) -> list[Event]:
+        """The terminal event where the newest token is the last one, else nothing."""
         grammar = sequence.grammar
         if stop_token_id is not None or (grammar is not None and _completes(grammar, sequence)):
             is_early = grammar is not None and grammar.is_closed_early
             reason: FinishReason = "length" if is_early else "stop"
-            events.append(self._finish(sequence, reason, stop_token_id=stop_token_id))
-        elif self._reached_limit(sequence):
-            events.append(self._finish(sequence, "length"))
-        return events
+            return [self._finish(sequence, reason, stop_token_id=stop_token_id)]
+        if self._reached_limit(sequence):
+            return [self._finish(sequence, "length")]
+        return []
 
     def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
         return token_id in sequence.sampling.stop_token_ids or (
@@ -280,14 +320,17 @@ class Engine:
         )
 
 
-def _grammar_state(compiling: Future[CompiledGrammar]) -> GrammarState:
-    """The state of a new sequence. Raises RequestRejected where the grammar was not compiled."""
+def _grammar_state(compiling: Future[CompiledGrammar], request: EngineRequest) -> GrammarState:
+    """The state of a sequence. Raises RequestRejected where the grammar was not compiled."""
     try:
-        return GrammarState(compiling.result())
+        state = GrammarState(compiling.result())
     except GrammarError as exc:
         raise RequestRejected(Fault("invalid_grammar", str(exc))) from exc
     except Exception as exc:
         raise RequestRejected(Fault("internal", f"A grammar was not compiled: {exc}")) from exc
+    if request.progress is not None:
+        state.replay(request.progress, request.sampling.max_tokens)
+    return state
 
 
 def _completes(grammar: GrammarState, sequence: Sequence) -> bool:

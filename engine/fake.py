@@ -203,6 +203,9 @@ class FakeEngine:
     def health(self) -> str | None:
         return None if self._dead is None else self._dead.message
 
+    def silent_s(self) -> float:
+        return 0.0
+
     async def aclose(self) -> None:
         for request_id in list(self._running):
             self.abort(request_id)

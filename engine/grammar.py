@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
 
 from engine.grammar_closing import Closing, Spelling
-from engine.messages import Grammar, Thinking
+from engine.messages import Grammar, Progress, Thinking
 from engine.token_bytes import TokenBytes
 
 MAX_TEXT_BYTES = 256 * 1024
@@ -182,20 +182,26 @@ class GrammarState:
 
     Attributes:
         problem: why it cannot go on, None while it can.
+        closed_from: the place in the output from which on tokens are chosen so that it is complete
+            when its tokens run out; None while it is free.
     """
 
     __slots__ = (
         "_ahead",
         "_ahead_s",
         "_closing",
+        "_compiled",
         "_mask_s",
         "_matcher",
         "_num_consumed",
+        "closed_from",
         "problem",
     )
 
     def __init__(self, compiled: CompiledGrammar) -> None:
         self.problem: str | None = None
+        self.closed_from: int | None = None
+        self._compiled = compiled
         self._matcher = compiled.matcher.deep_copy()
         self._closing = Closing(compiled.spelling, compiled.ends)
         self._num_consumed = 0
@@ -209,6 +215,12 @@ class GrammarState:
         self._num_consumed = len(output_ids)
         if new_ids and self.problem is None and not self._matcher.consume_tokens(new_ids):
             self.problem = f"The output left its grammar: {_reason(self._matcher)}"
+
+    def again(self, progress: Progress, max_tokens: int) -> "GrammarState":
+        """A new state of the same grammar, after `progress`."""
+        state = GrammarState(self._compiled)
+        state.replay(progress, max_tokens)
+        return state
 
     @property
     def is_complete(self) -> bool:
@@ -229,7 +241,20 @@ class GrammarState:
         started_s = time.thread_time()
         token_id = self._closing.vet(self._matcher, token_id, num_left)
         self._mask_s += time.thread_time() - started_s
+        if self.closed_from is None and self._closing.has_begun:
+            self.closed_from = self._num_consumed
         return token_id
+
+    def replay(self, progress: Progress, max_tokens: int) -> None:
+        """Be as after `progress.token_ids`, each of which was vetted when it was sampled."""
+        if progress.closed_from is not None and progress.closed_from < len(progress.token_ids):
+            self.closed_from = progress.closed_from
+        for place, token_id in enumerate(progress.token_ids):
+            if place == self.closed_from:
+                self._closing.replay_begin(self._matcher, max_tokens - place)
+            else:
+                self._closing.vet(self._matcher, token_id, max_tokens - place)
+            self.update(progress.token_ids[: place + 1])
 
     def mask(self) -> bytes:
         """One bit for each token id, the lowest first: whether it may come next.

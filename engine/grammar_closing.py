@@ -109,14 +109,23 @@ class Closing:
             near = 2 * self._longest + _NEAR
             self._look_at = max(near, (num_left + near) // 2)
             return token_id
+        end = self._begin(matcher, num_left)
+        return token_id if end is None else end
+
+    def replay_begin(self, matcher: LLMatcher, num_left: int) -> None:
+        """What `vet` did where it began to choose: its argument, then, is not known any more."""
+        self._begin(matcher, num_left)
+
+    def _begin(self, matcher: LLMatcher, num_left: int) -> int | None:
+        """The first token of the way to the end, None if there is no way."""
         if self._way is None:
             self._way = self._find(matcher, num_left)
         if self._way is None or len(self._way) > num_left:
             self._way, self._look_at = None, num_left // 2  # looking costs more than the rest
-            return token_id
+            return None
         end = self._way.pop(0) if self._way else self._spelling.eos_token_id
         self.has_begun = end is not None
-        return token_id if end is None else end
+        return end
 
     def _find(self, matcher: LLMatcher, num_left: int) -> list[int] | None:
         """A short way from here to where the output may end; None if none is found that may fit."""

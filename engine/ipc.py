@@ -1,13 +1,14 @@
 """The queue as a server sees it: an EngineClient over ZeroMQ. Torch-free.
 
 A DEALER socket talks to the engine's ROUTER (engine/process.py). A socket monitor reports at once
-when the engine goes away; its requests then end in a Fault, and the client greets the next engine
-that binds the same address.
+when the engine goes away. Its requests then wait for the next engine that binds the same address,
+which is greeted and goes on with them (engine/flight.py).
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 
 import zmq
 import zmq.asyncio
@@ -15,13 +16,13 @@ from zmq.utils.monitor import parse_monitor_message
 
 from engine import codec
 from engine.errors import EngineDead
+from engine.flight import Flight
 from engine.messages import (
     Abort,
     EngineInfo,
     EngineRequest,
     EngineStats,
     Event,
-    Fault,
     Finished,
     FromEngine,
     Hello,
@@ -31,22 +32,27 @@ from engine.messages import (
 logger = logging.getLogger(__name__)
 
 RECONNECT_MS = 50
+RESUME_TIMEOUT_S = 120.0  # how long requests wait for the next engine
 
 
 class IpcClient:
     """One server process's connection to one engine; see engine.client.EngineClient."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, resume_timeout_s: float = RESUME_TIMEOUT_S) -> None:
         self._address = address
+        self._resume_timeout_s = resume_timeout_s
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._monitor: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._queues: dict[str, asyncio.Queue[Event]] = {}
+        self._flights: dict[str, Flight] = {}
         self._info: EngineInfo | None = None
         self._ready = asyncio.Event()
         self._stats = EngineStats()
         self._problem: str | None = "The engine is not ready yet."
+        self._is_waiting = False  # for the next engine, with requests
+        self._waiting_ends: asyncio.TimerHandle | None = None
+        self._heard_at_s = 0.0  # when the engine last said anything
 
     async def start(self) -> EngineInfo:
         """Connect and wait until the engine has loaded its model."""
@@ -69,27 +75,35 @@ class IpcClient:
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[Event]:
         """Submit a request and yield its events; see EngineClient."""
-        if self._problem is not None:
-            yield _died(request.id, self._problem)
-            return
-        queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._queues[request.id] = queue
-        is_finished = False
+        flight = Flight(request)
+        if not self._flights:
+            self._heard_at_s = time.monotonic()  # it had nothing to say before
+        self._flights[request.id] = flight
+        if self._problem is None:
+            self._send([request])
+        elif not self._is_waiting:
+            flight.give_up(self._problem)
         try:
-            self._send(request)
+            is_finished = False
             while not is_finished:
-                event = await queue.get()
+                event = await flight.events.get()
                 is_finished = isinstance(event, Finished)
                 yield event
         finally:
-            del self._queues[request.id]
-            if not is_finished:
-                self.abort(request.id)
+            del self._flights[request.id]
+            if not flight.has_ended and self._problem is None:
+                self._send([Abort(request.id)])
 
     def abort(self, request_id: str) -> None:
         """Ask the engine to stop a request; an unknown id is a no-op."""
+        flight = self._flights.get(request_id)
+        if flight is None:
+            return
+        flight.abort()
         if self._problem is None:
-            self._send(Abort(request_id))
+            self._send([Abort(request_id)])
+        else:
+            flight.lose_engine()
 
     def stats(self) -> EngineStats:
         """The newest snapshot received."""
@@ -99,9 +113,16 @@ class IpcClient:
         """None when the engine answers, else one sentence saying what is wrong."""
         return self._problem
 
+    def silent_s(self) -> float:
+        """For how long the engine has had requests and said nothing; 0 when it has none."""
+        if not self._flights:
+            return 0.0
+        return time.monotonic() - self._heard_at_s
+
     async def aclose(self) -> None:
         """Disconnect; the engine aborts what this client was running."""
-        self._lose_engine("The connection to the engine was closed.")
+        self._problem = "The connection to the engine was closed."
+        self._stop_waiting()
         self._ready.set()
         for task in self._tasks:
             task.cancel()
@@ -112,11 +133,11 @@ class IpcClient:
             self._socket.close()
         self._context.term()
 
-    def _send(self, message: ToEngine) -> None:
+    def _send(self, messages: Sequence[ToEngine]) -> None:
         # With nothing queued pyzmq sends at once and the future is done: no await is needed,
         # which is what lets a cancelled task abort its request.
         if self._socket is not None:
-            self._socket.send(codec.encode([message]))
+            self._socket.send(codec.encode(messages))
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -124,31 +145,51 @@ class IpcClient:
                 self._dispatch(message)
 
     def _dispatch(self, message: FromEngine) -> None:
+        self._heard_at_s = time.monotonic()
         match message:
             case EngineInfo():
-                self._info = message
-                self._problem = None
-                self._ready.set()
+                self._greeted(message)
             case EngineStats():
                 self._stats = message
             case _:
-                # no queue: the reader has left and the abort is on its way
-                if (queue := self._queues.get(message.id)) is not None:
-                    queue.put_nowait(message)
+                # no flight: the reader has left and the abort is on its way
+                if (flight := self._flights.get(message.id)) is not None:
+                    flight.take(message)
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
         while True:
             event = parse_monitor_message(await monitor.recv_multipart())
             if event["event"] == zmq.EVENT_CONNECTED:
-                self._send(Hello())
+                self._send([Hello()])
             elif event["event"] == zmq.EVENT_DISCONNECTED:
-                self._lose_engine("The engine stopped; it is being restarted.")
+                self._lose_engine()
 
-    def _lose_engine(self, problem: str) -> None:
-        self._problem = problem
-        for request_id, queue in self._queues.items():
-            queue.put_nowait(_died(request_id, problem))
+    def _greeted(self, info: EngineInfo) -> None:
+        """An engine is there: it gets the requests that another has left."""
+        self._info = info
+        self._is_waiting = False
+        if self._waiting_ends is not None:
+            self._waiting_ends.cancel()
+        self._problem = None
+        self._ready.set()
+        left = [flight for flight in self._flights.values() if not flight.has_ended]
+        if left:
+            logger.warning("requests resumed", extra={"fields": {"num_requests": len(left)}})
+            self._send([flight.request() for flight in left])
 
+    def _lose_engine(self) -> None:
+        if self._problem is not None:
+            return
+        self._problem = "The engine stopped; it is being restarted."
+        self._is_waiting = True
+        loop = asyncio.get_running_loop()
+        self._waiting_ends = loop.call_later(self._resume_timeout_s, self._stop_waiting)
+        for flight in self._flights.values():
+            flight.lose_engine()
 
-def _died(request_id: str, message: str) -> Finished:
-    return Finished(request_id, "error", fault=Fault("engine_dead", message))
+    def _stop_waiting(self) -> None:
+        """No engine has come: nothing waits for one any more."""
+        self._is_waiting = False
+        assert self._problem is not None
+        for flight in self._flights.values():
+            flight.give_up(self._problem)

@@ -68,6 +68,13 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: str = ""  # where the API request has it: carried for the server's error messages
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far a sequence had come when its engine was lost: another goes on behind it."""
+
+    token_ids: list[int]  # its output
+    closed_from: int | None = None  # see TokenEvent
+
+
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="add"):
     """One sequence to generate. n choices of an API request are n of these, each with its id."""
 
@@ -77,6 +84,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     grammar: Grammar | None = None
     priority: int = 0  # lower is served first
     cache_salt: str = ""  # sequences share prefix-cache blocks only within one salt
+    progress: Progress | None = None  # events are of what follows it
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -103,6 +111,8 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
     logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
     # once, with or before the first token: None for position 0, then one for each prompt token
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    # from which place in the output on tokens were chosen to complete its grammar in time
+    closed_from: int | None = None
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -117,7 +127,7 @@ class Finished(msgspec.Struct, frozen=True, omit_defaults=True, tag="finished"):
     reason: FinishReason
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache when first scheduled
-    num_output_tokens: int = 0  # the stop token included
+    num_output_tokens: int = 0  # the stop token and those before a resumption included
     stop_token_id: int | None = None
     fault: Fault | None = None  # set exactly when reason is "error"
 
@@ -142,6 +152,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     num_blocks: int = 0
     num_free_blocks: int = 0  # free or only kept for the prefix cache
     num_steps: int = 0
+    num_failed_steps: int = 0  # that raised; their sequences started again
     num_preemptions: int = 0
     prompt_tokens: int = 0  # computed, cache hits not counted
     generation_tokens: int = 0

@@ -5,6 +5,7 @@ what arrived, step, send what came out. One thread. Ends on SIGTERM or when its 
 standard input.
 """
 
+import faulthandler
 import gc
 import logging
 import os
@@ -13,13 +14,16 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from types import FrameType
 
 import msgspec
 
 from engine.config import EngineConfig
 from engine.core import Engine
-from engine.errors import EngineError, InvariantViolated, RankLost, RequestRejected
+from engine.errors import EngineError, RankLost, RequestRejected
+from engine.journal import Journal
+from engine.journaled_runner import JournaledRunner
 from engine.logs import LogFormat, configure_logging
 from engine.messages import (
     Abort,
@@ -37,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 0.5
 COMPILE_POLL_S = 0.001  # while nothing runs and a request waits for its grammar
+MAX_DEATHS = 2  # engines that a request may have ended before it is computed alone, a last time
+_DEADLY = "The engine has died {} times in a row while it computed this request."
 
 
 class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,14 +51,25 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineConfig
     address: str  # ZeroMQ endpoint to bind, ipc://...
     log_format: LogFormat = "json"
+    journal: str | None = None  # a file to be written: see journal.py
+    # requests that were computed when engines died -> in how many in a row, without a new token
+    suspects: dict[str, int] = {}
 
 
 class EngineLoop:
     """Moves messages between the transport and the engine until told to stop."""
 
-    def __init__(self, engine: Engine, transport: RouterTransport) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        transport: RouterTransport,
+        journal: Journal | None = None,
+        suspects: Mapping[str, int] | None = None,
+    ) -> None:
         self._engine = engine
         self._transport = transport
+        self._journal = journal
+        self._suspects = suspects or {}
         self._clients: set[bytes] = set()
         self._owners: dict[str, bytes] = {}  # request id -> client
         self._next_stats_s = 0.0
@@ -63,8 +80,13 @@ class EngineLoop:
         self._should_stop = True
 
     def run(self) -> None:
-        """Loop until `stop`; then every live request ends with a Fault."""
+        """Loop until `stop`. What is under way then is resumed by the next engine, if there is one.
+
+        Raises what a step raises that cannot be recovered from: the process has to end.
+        """
         while not self._should_stop:
+            if self._journal is not None:
+                self._journal.turn()
             if not self._engine.has_work:
                 is_compiling = self._engine.is_compiling
                 self._transport.wait(COMPILE_POLL_S if is_compiling else STATS_INTERVAL_S)
@@ -73,21 +95,9 @@ class EngineLoop:
             if self._engine.is_compiling:
                 self._send_events(self._engine.admit_compiled())
             if self._engine.has_work:
-                self._send_events(self._step())
+                self._send_events(self._engine.step())
             if time.monotonic() >= self._next_stats_s:
                 self._broadcast_stats()
-        self._send_events(self._engine.abort_all(Fault("engine_dead", "The engine is stopping.")))
-
-    def _step(self) -> list[Event]:
-        try:
-            return self._engine.step()
-        except (InvariantViolated, RankLost):
-            raise
-        except Exception as exc:
-            # The device or a kernel failed: nothing computed in this step can be trusted, but the
-            # process can go on with the next requests.
-            logger.exception("step failed")
-            return self._engine.abort_all(Fault("internal", f"The step failed: {exc}"))
 
     def _handle(self, client: bytes, message: ToEngine) -> None:
         match message:
@@ -101,12 +111,21 @@ class EngineLoop:
                     self._send_events(self._engine.abort(message.id))
 
     def _add(self, client: bytes, request: EngineRequest) -> None:
+        if (owner := self._owners.get(request.id)) == client:
+            return  # sent once before the engine was greeted, and again after
+        if owner is not None:  # a connection that was lost
+            del self._owners[request.id]
+            self._engine.abort(request.id)
+        num_deaths = self._suspects.get(request.id, 0)
         try:
-            self._engine.add(request)
+            if num_deaths > MAX_DEATHS:
+                raise RequestRejected(Fault("internal", _DEADLY.format(num_deaths)))
+            events = self._engine.add(request, is_suspect=num_deaths == MAX_DEATHS)
         except RequestRejected as exc:
             self._send(client, [Finished(request.id, "error", fault=exc.fault)])
         else:
             self._owners[request.id] = client
+            self._send_events(events)
 
     def _send_events(self, events: list[Event]) -> None:
         """Send each client its events in one frame."""
@@ -154,6 +173,7 @@ def main() -> None:
     """Entry point. Exit status 1 with one line `error: ...` on stderr when the model cannot be
     served.
     """
+    faulthandler.enable()  # says where a crash, or a hang that is ended, has happened
     configure_logging()
     set_thread_policy()
     options = msgspec.json.decode(sys.stdin.readline(), type=ProcessOptions)
@@ -169,7 +189,11 @@ def main() -> None:
         sys.exit(1)
     gc.collect()
     gc.freeze()  # what is loaded stays: a collection that walks through it is a stall of a stream
-    loop = EngineLoop(engine, transport)
+    journal = None
+    if options.journal is not None:
+        journal = Journal(options.journal)
+        engine.runner = JournaledRunner(engine.runner, journal)
+    loop = EngineLoop(engine, transport, journal, options.suspects)
 
     def stop(signum: int, frame: FrameType | None) -> None:
         loop.stop()

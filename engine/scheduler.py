@@ -34,7 +34,9 @@ class Schedule:
 
 
 class Scheduler:
-    """Holds every live sequence: in `held`, or in `waiting` or `running`, both sorted by rank."""
+    """Holds every live sequence: in `held`, in `waiting` or `running`, both sorted by rank, or in
+    `suspects`, of which the first is computed alone before all others.
+    """
 
     def __init__(
         self,
@@ -50,13 +52,18 @@ class Scheduler:
         self.held: list[Sequence] = []  # not to be scheduled before `release`
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.suspects: list[Sequence] = []  # the first alone may have blocks
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.suspects)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + len(self.suspects) + len(self.held)
 
     def add(self, sequence: Sequence, *, is_held: bool = False) -> None:
         """Queue a sequence, or hold it until `release`.
@@ -83,16 +90,27 @@ class Scheduler:
         if is_held:
             self.held.append(sequence)
         else:
-            bisect.insort(self.waiting, sequence, key=rank)
+            self._queue(sequence)
 
     def release(self, sequence: Sequence) -> None:
         """Queue a sequence that was held."""
         self.held.remove(sequence)
-        bisect.insort(self.waiting, sequence, key=rank)
+        self._queue(sequence)
+
+    def requeue(self, sequence: Sequence, *, is_suspect: bool) -> None:
+        """After a failed step: nothing is kept of what was computed for one of its sequences."""
+        self.block_manager.retract(sequence)
+        self.block_manager.free(sequence)
+        (self.suspects if sequence.is_suspect else self.running).remove(sequence)
+        sequence.is_suspect = is_suspect
+        self._queue(sequence)
 
     def schedule(self) -> Schedule:
         """Choose the next step's chunks and give them their blocks."""
         schedule = Schedule()
+        if self.suspects:
+            self._schedule_alone(schedule, self.suspects[0])
+            return schedule
         self._make_room_for_priority()
         budget = self._schedule_running(schedule)
         schedule.budget = self._schedule_waiting(schedule, budget)
@@ -119,6 +137,10 @@ class Scheduler:
         sequence.num_computed_tokens = sequence.num_tokens - 1
         self.block_manager.publish(sequence, start, sequence.num_computed_tokens)
         self.block_manager.shrink(sequence, sequence.num_computed_tokens)
+        if sequence.is_suspect:  # it has got a token: it was not the cause
+            sequence.is_suspect = False
+            self.suspects.remove(sequence)
+            bisect.insort(self.running, sequence, key=rank)
 
     def remove(self, sequence: Sequence, *, retract: bool = False) -> None:
         """Take a finished, aborted or failed sequence out and free its blocks.
@@ -129,11 +151,26 @@ class Scheduler:
         if retract:
             self.block_manager.retract(sequence)
         self.block_manager.free(sequence)
-        for queue in (self.running, self.waiting, self.held):
+        for queue in (self.running, self.waiting, self.held, self.suspects):
             if sequence in queue:
                 queue.remove(sequence)
         if not self.has_work:
             self.block_manager.check_idle()
+
+    def _queue(self, sequence: Sequence) -> None:
+        if sequence.is_suspect:
+            self.suspects.append(sequence)
+        else:
+            bisect.insort(self.waiting, sequence, key=rank)
+
+    def _schedule_alone(self, schedule: Schedule, sequence: Sequence) -> None:
+        """A step of one sequence; others give up their blocks where it needs them."""
+        if self._too_long(sequence):
+            schedule.outgrown.append(sequence)
+            return
+        while len(self.running) >= self.max_num_seqs or not self._extend(sequence):
+            self._preempt(self.running[-1])
+        self._append_chunk(schedule, sequence, self.max_num_batched_tokens)
 
     def _make_room_for_priority(self) -> None:
         """Preempt running sequences of a lower priority than the best one that waits for room."""
@@ -196,9 +233,11 @@ class Scheduler:
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=rank)
         if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = sequence.num_computed_tokens
+            # a resumed sequence may find some of its output there too
+            num_hits = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+            sequence.num_cached_tokens = num_hits
             self.prefix_cache_queries += sequence.num_prompt_tokens
-            self.prefix_cache_hits += sequence.num_computed_tokens
+            self.prefix_cache_hits += num_hits
 
     def _append_chunk(self, schedule: Schedule, sequence: Sequence, budget: int) -> int:
         start = sequence.num_computed_tokens

@@ -8,7 +8,7 @@ state: a sequence simply has tokens that are not computed yet, one of them when 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.messages import EngineRequest, SamplingParams, TokenLogprobs
+from engine.messages import EngineRequest, Progress, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from engine.grammar import GrammarState
@@ -26,6 +26,8 @@ class Sequence:
     rope_theta: float = 0.0
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
+    # a step that had it has failed: it is computed alone until it has got another token
+    is_suspect: bool = False
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None  # prefix-cache hits at the first scheduling
     block_table: list[int] = field(default_factory=list)
@@ -39,8 +41,16 @@ class Sequence:
     speculation: "Memory | None" = None  # kept here by the speculator between steps
 
     def __post_init__(self) -> None:
-        self.token_ids = list(self.request.prompt_token_ids)
-        self.num_prompt_tokens = len(self.token_ids)
+        progress = self.request.progress
+        self.num_prompt_tokens = len(self.request.prompt_token_ids)
+        self.token_ids = [*self.request.prompt_token_ids, *(progress.token_ids if progress else ())]
+
+    def forget_step(self) -> None:
+        """Drop what a failed step may have left in the state that collaborators keep here."""
+        self.penalties = self.speculation = None
+        if self.grammar is not None:
+            progress = Progress(self.output_ids, self.grammar.closed_from)
+            self.grammar = self.grammar.again(progress, self.sampling.max_tokens)
 
     @property
     def id(self) -> str:

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +38,7 @@ class Child:
     def __init__(self, command: ChildCommand, process: Process) -> None:
         self.name = command.name
         self.error: str | None = None
+        self.begun_s = time.monotonic()
         self._process = process
         self._readers = (
             asyncio.create_task(self._read_stdout(command.on_line)),

@@ -21,6 +21,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()  # the first is used in replies; empty = from the model
     api_keys: tuple[str, ...] = ()  # empty = no authentication
     unknown_fields: Literal["refuse", "warn"] = "refuse"  # warn: a header names the ignored fields
+    # seconds without a step after which an engine that has work counts as hung
+    step_timeout: int = 300
     log_format: Literal["json", "console"] = "json"
     tool_format: ToolFormatChoice = "auto"  # of calls; auto = what the chat template shows
     tool_grammar: Literal["always", "asked"] = "always"  # asked: where a request needs it

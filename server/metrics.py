@@ -242,6 +242,7 @@ class _EngineCollector(Collector):
         guessed = "Tokens guessed by speculation and verified."
         counters = (
             ("steps", "Steps run.", stats.num_steps),
+            ("failed_steps", "Steps that raised.", stats.num_failed_steps),
             ("preemptions", "Sequences preempted.", stats.num_preemptions),
             ("prompt_tokens", "Prompt tokens computed, without cache hits.", stats.prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.generation_tokens),

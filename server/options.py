@@ -226,6 +226,12 @@ OPTIONS: tuple[Option, ...] = (
         "Hold tool calls to their schemas always, or only where a request asks for it",
         ServerConfig,
     ),
+    Option(
+        "step_timeout",
+        integer(1),
+        "Seconds that a step of the engine may take before the engine is started anew",
+        ServerConfig,
+    ),
     Option("log_format", _words(ServerConfig, "log_format"), "How log lines look", ServerConfig),
     Option("data_dir", text("FOLDER"), "Where models and everything else that lasts is kept", None),
     Option(

@@ -1,7 +1,8 @@
 """`qwen-serve serve`: starts the engine and the HTTP workers, and keeps them running until told to
 stop.
 
-Owns the listening socket, the run-time folder with the queue's socket, the restarts and the drain.
+Owns the listening socket, the run-time folder with the queue's socket, the restarts (of an engine
+that hangs, too) and the drain.
 Imports neither torch nor FastAPI, so that the engine is on its way within a moment.
 """
 
@@ -12,11 +13,15 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from engine.journal import read as read_journal
+from server.blame import Blame
 from server.child import Child, ChildCommand
 from server.config import ServeConfig
 from server.logging import get_logger
@@ -28,10 +33,14 @@ _PYTHON = (
     "-P",
     "-m",
 )  # -P: a folder named engine/ where the user stands is not ours
+_ENGINE = "the engine"
 _BACKLOG = 2048
-_FIRST_BACKOFF_S = 0.5
+_FIRST_BACKOFF_S = 0.0  # an engine that dies is back as soon as it can be
+_SECOND_BACKOFF_S = 0.5
 _LAST_BACKOFF_S = 30.0
-_STEADY_S = 60.0  # a child that ran this long starts its back-off from the beginning
+_STEADY_S = 60.0  # a worker that ran this long starts its back-off from the beginning
+_WATCH_S = 0.5
+_DUMP_S = 2.0  # for a hung engine to say where it hangs
 _DRAIN_S = 35.0  # the workers' own limit (server/worker.py) and a little more
 _ENGINE_STOP_S = 5.0
 
@@ -88,7 +97,7 @@ def serve(config: ServeConfig, listener: socket.socket, *, commands: Commands | 
             share_between_workers(runtime / "metrics")
             multiprocess_dir = runtime / "metrics"
         supervisor = _Supervisor(
-            config, listener, commands or Commands(), multiprocess_dir, started_s
+            config, listener, commands or Commands(), runtime, multiprocess_dir, started_s
         )
         return asyncio.run(supervisor.run())
 
@@ -101,6 +110,7 @@ class _Supervisor:
         config: ServeConfig,
         listener: socket.socket,
         commands: Commands,
+        runtime: Path,
         multiprocess_dir: Path | None,
         started_s: float,
     ) -> None:
@@ -112,10 +122,10 @@ class _Supervisor:
         self._ready = asyncio.Event()
         self._num_ready = 0
         self._children: dict[str, Child] = {}
-        self._engine_command = self._make_engine_command(commands)
-        self._worker_commands = [
-            self._make_worker_command(commands, i) for i in range(config.server.workers)
-        ]
+        self._commands = commands
+        self._journal = runtime / "journal"
+        self._blame = Blame()
+        self._hung: Child | None = None
 
     async def run(self) -> int:
         """Run until stopped. Raises StartError."""
@@ -123,10 +133,11 @@ class _Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal)
         # The engine first: it takes the longest.
+        workers = [partial(self._worker_command, i) for i in range(self._config.server.workers)]
         keepers = [
-            asyncio.create_task(self._keep(command))
-            for command in (self._engine_command, *self._worker_commands)
+            asyncio.create_task(self._keep(command)) for command in (self._engine_command, *workers)
         ]
+        keepers.append(asyncio.create_task(self._watch_engine()))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             done, _ = await asyncio.wait((*keepers, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -143,30 +154,55 @@ class _Supervisor:
                 child.send(signal.SIGKILL)
             await asyncio.gather(*(child.wait() for child in self._children.values()))
 
-    async def _keep(self, command: ChildCommand) -> None:
-        """Run a child, again and again once it was ready. Raises StartError before that."""
+    async def _keep(self, make_command: Callable[[], ChildCommand]) -> None:
+        """Run a child, again and again once all were ready. Raises StartError before that."""
         backoff_s = _FIRST_BACKOFF_S
         while True:
             begun_s = time.monotonic()
-            child = await Child.start(command)
-            self._children[command.name] = child
+            child = await Child.start(make_command())
+            self._children[child.name] = child
             how = await child.wait()
             if self._stop.is_set():
                 return
             if not self._ready.is_set():
                 raise StartError(how)
-            if time.monotonic() - begun_s > _STEADY_S:
+            if self._has_served(child, begun_s):
                 backoff_s = _FIRST_BACKOFF_S
-            logger.error("child ended", child=command.name, how=how, restart_in_s=backoff_s)
+            logger.error("child ended", child=child.name, how=how, restart_in_s=backoff_s)
             self._forget(child)
             await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
+            backoff_s = min(max(2 * backoff_s, _SECOND_BACKOFF_S), _LAST_BACKOFF_S)
+
+    def _has_served(self, child: Child, begun_s: float) -> bool:
+        if child.name == _ENGINE:
+            return read_journal(self._journal).turned_at_s > begun_s
+        return time.monotonic() - begun_s > _STEADY_S
 
     def _forget(self, child: Child) -> None:
-        if self._multiprocess_dir is not None and child.name != self._engine_command.name:
+        if child.name == _ENGINE:
+            entry, has_hung = read_journal(self._journal), child is self._hung
+            self._blame.engine_ended(child.exit_status, entry, has_hung=has_hung)
+        elif self._multiprocess_dir is not None:
             from server.metrics import forget_worker
 
             forget_worker(self._multiprocess_dir, child.pid)
+
+    async def _watch_engine(self) -> None:
+        """End an engine whose loop has not turned for too long, so that it is started anew."""
+        limit_s = self._config.server.step_timeout
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            turned_at_s = read_journal(self._journal).turned_at_s
+            child = self._children.get(_ENGINE)
+            if child is None or child.exit_status is not None or turned_at_s < child.begun_s:
+                continue
+            silent_s = time.monotonic() - turned_at_s
+            if silent_s > limit_s:
+                logger.error("engine hangs", silent_s=round(silent_s, 1), limit_s=limit_s)
+                self._hung = child
+                child.send(signal.SIGABRT)  # faulthandler writes where each thread is
+                await asyncio.sleep(_DUMP_S)
+                child.send(signal.SIGKILL)
 
     def _on_signal(self) -> None:
         if not self._stop.is_set():
@@ -179,7 +215,7 @@ class _Supervisor:
     async def _drain(self) -> None:
         """Workers finish their streams, then the engine goes."""
         self._listener.close()
-        engine = self._children.get(self._engine_command.name)
+        engine = self._children.get(_ENGINE)
         workers = [child for child in self._children.values() if child is not engine]
         await asyncio.gather(*(child.stop(_DRAIN_S) for child in workers))
         if engine is not None:
@@ -199,15 +235,17 @@ class _Supervisor:
         host, port = self._listener.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
-    def _make_engine_command(self, commands: Commands) -> ChildCommand:
+    def _engine_command(self) -> ChildCommand:
         options = {
             "engine": self._config.engine,
             "address": self._config.engine_address,
             "log_format": self._config.server.log_format,
+            "journal": str(self._journal),
+            "suspects": self._blame.suspects,
         }
-        return ChildCommand("the engine", commands.engine, msgspec.json.encode(options))
+        return ChildCommand(_ENGINE, self._commands.engine, msgspec.json.encode(options))
 
-    def _make_worker_command(self, commands: Commands, index: int) -> ChildCommand:
+    def _worker_command(self, index: int) -> ChildCommand:
         options = {
             "config": self._config,
             "socket_fd": self._listener.fileno(),
@@ -215,7 +253,7 @@ class _Supervisor:
         }
         return ChildCommand(
             f"HTTP worker {index}",
-            commands.worker,
+            self._commands.worker,
             msgspec.json.encode(options),
             inherited_fds=(self._listener.fileno(),),
             on_line=self._on_worker_line,

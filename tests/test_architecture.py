@@ -26,7 +26,7 @@ OURS = {
 }
 ENGINE_FOR_THE_SERVER = {
     *("engine.checkpoint", "engine.client", "engine.config", "engine.errors", "engine.fake"),
-    *("engine.gguf", "engine.ipc", "engine.messages", "engine.quantize_job"),
+    *("engine.gguf", "engine.ipc", "engine.journal", "engine.messages", "engine.quantize_job"),
     "engine.tokenizer_files",
 }
 WITHOUT_TORCH = (

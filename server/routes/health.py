@@ -1,7 +1,7 @@
 """GET /livez, /readyz and /health, for supervisors and load balancers.
 
-Live: this process answers. Ready: the engine behind it does too. /health is /readyz under the name
-that other inference servers use.
+Live: this process answers, and the engine gets on with what it has to do. Ready: the engine takes
+requests. /health is /readyz under the name that other inference servers use.
 """
 
 import msgspec
@@ -18,8 +18,13 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @router.get("/livez")
-async def live() -> Response:
-    return _reply(Health("ok"), 200)
+async def live(request: Request) -> Response:
+    state: AppState = request.app.state.qwen
+    silent_s = state.engine.silent_s()
+    if silent_s <= state.config.step_timeout:
+        return _reply(Health("ok"), 200)
+    reason = f"The engine has requests and has said nothing for {silent_s:.0f} s."
+    return _reply(Health("unavailable", reason), 503)
 
 
 @router.get("/readyz")

@@ -123,16 +123,6 @@ def test_nan_fails_its_own_sequence_only() -> None:
     assert engine.stats().prefix_cache_hits == 0
 
 
-def test_abort_all_ends_every_request_with_the_fault() -> None:
-    engine, _ = toy_engine()
-    for name in ("a", "b", "c", "d", "e", "f"):
-        engine.add(make_request(name, [1, 2, 3]))
-    engine.step()
-    events = engine.abort_all(Fault("internal", "broken"))
-    assert sorted(event.id for event in events) == ["a", "b", "c", "d", "e", "f"]
-    assert not engine.has_work
-
-
 @pytest.mark.parametrize(
     "request_",
     [

@@ -181,13 +181,6 @@ class TestWaiting:
         assert engine.admit_compiled() == [] and not engine.is_compiling
         assert engine.stats().num_waiting == 0
 
-    def test_the_end_of_everything(self) -> None:
-        engine = random_engine(InlineGrammars(is_lazy=True))
-        engine.add(request_of("a", WORD))
-        [event] = engine.abort_all(Fault("engine_dead", "bye"))
-        assert isinstance(event, Finished) and event.fault is not None
-        assert not engine.is_compiling
-
     def test_a_grammar_that_does_not_compile(self) -> None:
         grammars = InlineGrammars(is_lazy=True)
         engine = random_engine(grammars)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,8 +42,8 @@ def start_engine(address: str) -> Iterator[StartEngine]:
 
 
 @contextlib.asynccontextmanager
-async def connected(address: str) -> AsyncIterator[IpcClient]:
-    client = IpcClient(address)
+async def connected(address: str, **options: float) -> AsyncIterator[IpcClient]:
+    client = IpcClient(address, **options)
     await client.start()
     try:
         yield client
@@ -155,26 +156,85 @@ async def test_a_client_that_dies_leaves_nothing_behind(
         assert stats.num_steps < 1400
 
 
-async def test_engine_death_ends_every_request_and_the_next_engine_serves(
+async def test_the_next_engine_goes_on_with_every_request(
     address: str, start_engine: StartEngine
 ) -> None:
     engine = start_engine()
-    async with connected(address) as client:
+    async with connected(address) as client, connected(address) as other:
+        tasks = [
+            asyncio.create_task(collect((client, other)[i % 2], str(i), [1, 2, i], 700))
+            for i in range(6)
+        ]
+        for i in range(3):
+            await asyncio.sleep(0.4)
+            engine.kill()
+            while client.health() is None or other.health() is None:
+                await asyncio.sleep(0.01)
+            late = asyncio.create_task(collect(client, f"late {i}", [7], 5))
+            engine = start_engine()
+            assert tokens_of(await late) == expected_output([7], 5)
+        for i, events in enumerate(await asyncio.gather(*tasks)):
+            assert tokens_of(events) == expected_output([1, 2, i], 700)
+            (last,) = [event for event in events if isinstance(event, Finished)]
+            assert (last, last.reason, last.num_output_tokens) == (events[-1], "length", 700)
+        stats = await idle_stats(client)
+        assert stats.num_free_blocks == stats.num_blocks
+
+
+async def test_when_no_engine_comes_every_request_ends(
+    address: str, start_engine: StartEngine
+) -> None:
+    engine = start_engine()
+    async with connected(address, resume_timeout_s=0.5) as client:
         tasks = [asyncio.create_task(collect(client, str(i), [1, 2, 3], 1500)) for i in range(3)]
         await asyncio.sleep(0.3)
+        assert 0 < client.silent_s() < 0.3
         engine.kill()
         for events in await asyncio.gather(*tasks):
             last = events[-1]
             assert isinstance(last, Finished)
             assert last.fault is not None
             assert last.fault.code == "engine_dead"
-        assert client.health() is not None
+        assert client.silent_s() == 0  # it owes nothing
         (refused,) = await collect(client, "x", [1, 2, 3], 4)
         assert isinstance(refused, Finished)
         start_engine()
         while client.health() is not None:
             await asyncio.sleep(0.05)
         assert tokens_of(await collect(client, "y", [1, 2, 3], 4)) == expected_output([1, 2, 3], 4)
+
+
+async def test_a_request_aborted_while_there_is_no_engine(
+    address: str, start_engine: StartEngine
+) -> None:
+    engine = start_engine()
+    async with connected(address) as client:
+        task = asyncio.create_task(collect(client, "a", [1, 2, 3], 1500))
+        await asyncio.sleep(0.3)
+        engine.kill()
+        while client.health() is None:
+            await asyncio.sleep(0.01)
+        client.abort("a")
+        last = (await task)[-1]
+        assert isinstance(last, Finished) and last.reason == "abort"
+        start_engine()
+        while client.health() is not None:
+            await asyncio.sleep(0.05)
+        assert tokens_of(await collect(client, "b", [1], 2)) == expected_output([1], 2)
+        assert client.stats().generation_tokens <= 2
+
+
+async def test_a_hung_engine_is_silent(address: str, start_engine: StartEngine) -> None:
+    engine = start_engine()
+    async with connected(address) as client:
+        task = asyncio.create_task(collect(client, "a", [1, 2, 3], 500))
+        await asyncio.sleep(0.3)
+        engine.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1.0)
+        assert client.silent_s() > 0.5
+        engine.send_signal(signal.SIGCONT)
+        assert tokens_of(await task) == expected_output([1, 2, 3], 500)
+        assert client.silent_s() == 0
 
 
 async def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(

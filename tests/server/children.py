@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from engine.journal import Journal
 from engine.messages import (
     Abort,
     EngineInfo,
@@ -33,20 +34,23 @@ INFO = EngineInfo(
 TOKEN_INTERVAL_S = 0.05
 
 
-def serve_engine(address: str, go: Path | None) -> None:
+def serve_engine(address: str, journal_path: str, go: Path | None) -> None:
     """Play an engine: greet once `go` exists, then one token a beat for every request."""
     transport = RouterTransport(address)
     while go is not None and not go.exists():
         time.sleep(0.01)
+    journal = Journal(journal_path)
     live: dict[str, tuple[bytes, EngineRequest, int]] = {}
     while True:
+        journal.turn()
         transport.wait(TOKEN_INTERVAL_S)
         for client, message in transport.receive():
             match message:
                 case Hello():
                     transport.send(client, [INFO, EngineStats()])
                 case EngineRequest():
-                    live[message.id] = (client, message, 0)
+                    known = message.progress.token_ids if message.progress else []
+                    live[message.id] = (client, message, len(known))
                 case Abort():
                     live.pop(message.id, None)
         for request_id, (client, request, num_done) in list(live.items()):
@@ -71,7 +75,8 @@ def main() -> None:
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if kind == "engine" and mode != "wait":
-        serve_engine(options["address"], folder / "go" if mode == "late" else None)
+        go = folder / "go" if mode == "late" else None
+        serve_engine(options["address"], options["journal"], go)
     if kind == "worker" and mode != "wait":
         sys.stdout.write('{"model": "m"}\n')
         sys.stdout.flush()

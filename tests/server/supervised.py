@@ -25,7 +25,11 @@ def main() -> None:
     )
     config = ServeConfig(
         server=ServerConfig(
-            port=0, workers=int(num_workers), served_model_names=("m",), api_keys=(API_KEY,)
+            port=0,
+            workers=int(num_workers),
+            served_model_names=("m",),
+            api_keys=(API_KEY,),
+            step_timeout=2,
         ),
         engine=EngineConfig(model=model),
         data_dir=folder,

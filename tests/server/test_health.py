@@ -1,5 +1,6 @@
-"""Health follows the engine; liveness only the process; /metrics is what Metrics renders."""
+"""Health follows the engine, liveness its progress; /metrics is what Metrics renders."""
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.fake import FakeEngine
@@ -30,6 +31,25 @@ async def test_dead_engine_is_not_ready_but_the_process_lives() -> None:
             }
         engine.revive()
         assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_liveness_follows_the_progress_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine()
+    state = small_state(ServerConfig(step_timeout=60), engine=engine)
+    async with client_of(state) as client:
+        monkeypatch.setattr(engine, "silent_s", lambda: 59.0)
+        assert (await client.get("/livez")).status_code == 200
+        monkeypatch.setattr(engine, "silent_s", lambda: 61.0)
+        response = await client.get("/livez")
+        assert response.status_code == 503
+        assert response.json() == {
+            "status": "unavailable",
+            "reason": "The engine has requests and has said nothing for 61 s.",
+        }
+        monkeypatch.setattr(engine, "silent_s", lambda: 0.0)
+        assert (await client.get("/livez")).status_code == 200
 
 
 async def test_health_needs_no_key() -> None:
