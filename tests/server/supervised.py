@@ -1,7 +1,8 @@
 """A supervisor in a process of its own, over children that the tests put in place.
 
 `python -m tests.server.supervised FOLDER ENGINE WORKER NUM_WORKERS MODEL`: ENGINE and WORKER are
-modes of tests/server/children.py, or "real" for the real worker.
+modes of tests/server/children.py, or "deadly" (tests/server/deadly_engine.py) and "real" for the
+real worker.
 """
 
 import sys
@@ -19,8 +20,9 @@ def main() -> None:
     folder, engine, worker, num_workers, model = sys.argv[1:]
     python = (sys.executable, "-m")
     children = (*python, "tests.server.children", folder)
+    deadly = (*python, "tests.server.deadly_engine", folder)
     commands = Commands(
-        engine=(*children, "engine", engine),
+        engine=deadly if engine == "deadly" else (*children, "engine", engine),
         worker=(*python, "server.worker") if worker == "real" else (*children, "worker", worker),
     )
     config = ServeConfig(

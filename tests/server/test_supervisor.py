@@ -11,12 +11,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from server.supervisor import StartError, listen
+from tests.server.deadly_engine import DEADLY
 from tests.server.supervised import API_KEY
 from tests.waiting import DEADLINE_S, wait_until
 
@@ -280,3 +282,30 @@ def test_a_stream_outlives_its_engine(
     wait_until(lambda: len(supervised.pids("engine")) == 2)
     wait_until(lambda: get(port, "/readyz").status_code == 200)
     assert ("engine hangs" in supervised.said("stderr")) == (how == signal.SIGSTOP)
+
+
+@pytest.mark.real_model
+def test_a_request_that_ends_engines_fails_alone(start: Start, smollm2_path: Path) -> None:
+    supervised = start("deadly", "real", model=str(smollm2_path))
+    supervised.wait_ready()
+    port = supervised.said("port")
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    prompts = [[i + 10, 3, 4] for i in range(6)]
+
+    def ask(prompt: list[int]) -> httpx.Response:
+        body = {"model": "m", "prompt": prompt, "max_tokens": 200, "ignore_eos": True}
+        return httpx.post(url, json={**body, "temperature": 0}, headers=headers, timeout=DEADLINE_S)
+
+    with ThreadPoolExecutor(8) as pool:
+        undisturbed = [response.json()["choices"] for response in pool.map(ask, prompts)]
+        assert len(supervised.pids("engine")) == 1
+        deadly = pool.submit(ask, [1, DEADLY, 2])
+        disturbed = [response.json()["choices"] for response in pool.map(ask, prompts)]
+        failed = deadly.result()
+    assert disturbed == undisturbed
+    assert failed.status_code == 500
+    assert failed.json()["error"]["type"] == "server_error"
+    assert failed.headers["x-request-id"]
+    assert len(supervised.pids("engine")) == 4  # it has ended three
+    assert ask(prompts[0]).json()["choices"] == undisturbed[0]
