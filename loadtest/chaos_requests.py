@@ -44,7 +44,7 @@ def requests(seed: int, count: int) -> list[Request]:
     for i in range(count):
         path, options = kinds[i % len(kinds)]
         text = f"{i}: {words(generator, generator.randint(5, 60))}"
-        subject = {"prompt": text}
+        subject: dict[str, Any] = {"prompt": text}
         if path == "/chat/completions":
             subject = {"messages": [{"role": "user", "content": text}]}
         length = {"max_tokens": generator.randint(40, 160), "seed": generator.getrandbits(31)}

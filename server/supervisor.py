@@ -134,9 +134,8 @@ class _Supervisor:
             loop.add_signal_handler(signum, self._on_signal)
         # The engine first: it takes the longest.
         workers = [partial(self._worker_command, i) for i in range(self._config.server.workers)]
-        keepers = [
-            asyncio.create_task(self._keep(command)) for command in (self._engine_command, *workers)
-        ]
+        keepers = [asyncio.create_task(self._keep(self._engine_command))]
+        keepers += [asyncio.create_task(self._keep(worker)) for worker in workers]
         keepers.append(asyncio.create_task(self._watch_engine()))
         stopping = asyncio.create_task(self._stop.wait())
         try:
