@@ -13,6 +13,7 @@ from engine.messages import EngineRequest, Event, Finished, TokenEvent
 from protocol.tokenizer import Tokenizer
 from protocol.usage import Usage, count_usage
 from server.choice import Choice, Delta
+from server.live import Live
 from server.metrics import RequestTimer
 from server.output_text import TextOptions
 
@@ -33,7 +34,9 @@ class Generation:
         options: TextOptions,
         timer: RequestTimer,
         candidates_per_prompt: int,
+        live: Live,
     ) -> None:
+        """`live`: all that are not closed; this one adds itself."""
         self.choices = [Choice(request, tokenizer, options) for request in requests]
         self._engine = engine
         self._timer = timer
@@ -43,6 +46,8 @@ class Generation:
         self._num_running = len(requests)
         self._num_events = 0
         self._failure: Exception | None = None
+        self._live = live
+        live.add(self)
         self._tasks = [
             asyncio.create_task(self._pump(index, request))
             for index, request in enumerate(requests)
@@ -118,8 +123,13 @@ class Generation:
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
         )
 
+    def end(self, error: Exception) -> None:
+        """Let it fail with `error` once what has arrived is read."""
+        self._put(0, error)
+
     def close(self) -> None:
         """Abort what still runs and report the request's end. May be called more than once."""
+        self._live.discard(self)
         for choice, task in zip(self.choices, self._tasks, strict=True):
             if not choice.has_ended:
                 self._engine.abort(choice.request.id)

@@ -227,6 +227,12 @@ OPTIONS: tuple[Option, ...] = (
         ServerConfig,
     ),
     Option(
+        "drain_timeout",
+        integer(0),
+        "Seconds that running requests may go on after SIGTERM",
+        ServerConfig,
+    ),
+    Option(
         "step_timeout",
         integer(1),
         "Seconds that a step of the engine may take before the engine is started anew",

@@ -1,5 +1,5 @@
 """What every route needs, built once when a server process starts (server/app.py) and never
-changed.
+changed but for the generations that are live.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from engine.client import EngineClient
 from protocol.prompt_format import PromptFormat
 from protocol.tokenizer import Tokenizer
 from server.config import ServerConfig
+from server.live import Live
 from server.metrics import Metrics
 from server.tool_support import ToolSupport
 
@@ -34,3 +35,4 @@ class AppState:
     engine: EngineClient
     model: ServedModel
     metrics: Metrics
+    live: Live = field(default_factory=set)  # see server/draining.py

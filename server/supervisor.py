@@ -41,7 +41,7 @@ _LAST_BACKOFF_S = 30.0
 _STEADY_S = 60.0  # a worker that ran this long starts its back-off from the beginning
 _WATCH_S = 0.5
 _DUMP_S = 2.0  # for a hung engine to say where it hangs
-_DRAIN_S = 35.0  # the workers' own limit (server/worker.py) and a little more
+_DRAIN_MARGIN_S = 10.0  # beyond the limit that the workers have for their requests
 _ENGINE_STOP_S = 5.0
 
 
@@ -205,7 +205,7 @@ class _Supervisor:
 
     def _on_signal(self) -> None:
         if not self._stop.is_set():
-            logger.info("stopping", drain_s=_DRAIN_S)
+            logger.info("stopping", drain_s=self._config.server.drain_timeout)
             self._stop.set()
             return
         for child in self._children.values():
@@ -216,7 +216,8 @@ class _Supervisor:
         self._listener.close()
         engine = self._children.get(_ENGINE)
         workers = [child for child in self._children.values() if child is not engine]
-        await asyncio.gather(*(child.stop(_DRAIN_S) for child in workers))
+        limit_s = self._config.server.drain_timeout + _DRAIN_MARGIN_S
+        await asyncio.gather(*(child.stop(limit_s) for child in workers))
         if engine is not None:
             await engine.stop(_ENGINE_STOP_S)
 

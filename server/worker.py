@@ -11,7 +11,8 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 
 import msgspec
 import uvicorn
@@ -23,14 +24,15 @@ from engine.ipc import IpcClient
 from protocol.tools.formats import ToolFormat
 from server.app import create_app
 from server.config import ServeConfig
+from server.draining import drain
+from server.gate import Gate
 from server.logging import configure, get_logger
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
-from server.starting_gate import StartingGate
 from server.state import AppState
 
-DRAIN_S = 30  # how long running requests may go on once the worker is told to stop
 _KEEP_ALIVE_S = 60
+_CLOSE_S = 2  # for connections, once no request is left
 
 _log = get_logger(__name__)
 
@@ -49,8 +51,16 @@ class WorkerReady(msgspec.Struct, frozen=True, kw_only=True):
     model: str
 
 
-async def load_app(options: WorkerOptions, gate: StartingGate, resources: AsyncExitStack) -> str:
-    """Build the application behind `gate`, open the gate and return the model's name.
+class _Server(uvicorn.Server):
+    """Leaves signals to the worker."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack) -> AppState:
+    """Build the application behind `gate`, open the gate and return what the application knows.
 
     Raises EngineError when the model cannot be served.
     """
@@ -69,15 +79,16 @@ async def load_app(options: WorkerOptions, gate: StartingGate, resources: AsyncE
         starting.cancel()
     model = served_model(checkpoint, text, info, config.server.served_model_names)
     metrics = Metrics(model.names[0], engine.stats, options.multiprocess_dir)
-    app = create_app(AppState(config.server, engine, model, metrics))
+    state = AppState(config.server, engine, model, metrics)
+    app = create_app(state)
     await resources.enter_async_context(app.router.lifespan_context(app))
     gate.open(app)
-    return model.names[0]
+    return state
 
 
-async def _serve(options: WorkerOptions, stop_asked: threading.Event) -> int:
-    gate = StartingGate()
-    server = uvicorn.Server(
+async def _serve(options: WorkerOptions) -> int:
+    gate = Gate()
+    server = _Server(
         uvicorn.Config(
             gate,
             http="httptools",
@@ -87,44 +98,46 @@ async def _serve(options: WorkerOptions, stop_asked: threading.Event) -> int:
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=DRAIN_S,
+            timeout_graceful_shutdown=_CLOSE_S,
         )
     )
+    stop_asked = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop_asked.set)
     listener = socket.socket(fileno=options.socket_fd)
     async with AsyncExitStack() as resources:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(load_app(options, gate, resources))
-        await asyncio.sleep(0)  # both begin: from here on uvicorn sees the signals
-        if stop_asked.is_set():
-            server.should_exit = True
-        await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
-        if not loading.done():  # told to stop before the model was there
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-            return 0
+        stopping = asyncio.create_task(stop_asked.wait())
+        await asyncio.wait((serving, loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        status = 0
         try:
-            model = loading.result()
+            if loading.done():
+                state = loading.result()
+                ready = WorkerReady(model=state.model.names[0])
+                sys.stdout.write(msgspec.json.encode(ready).decode() + "\n")
+                sys.stdout.flush()
+                await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+                await drain(gate, state.live, options.config.server.drain_timeout)
         except EngineError as exc:
             sys.stderr.write(f"error: {exc}\n")
-            server.should_exit = True
-            await serving
-            return 1
-        sys.stdout.write(msgspec.json.encode(WorkerReady(model=model)).decode() + "\n")
-        sys.stdout.flush()
+            status = 1
+        for task in (loading, stopping):
+            task.cancel()
+        await asyncio.gather(loading, stopping, return_exceptions=True)
+        server.should_exit = True
         await serving
-    return 0
+    return status
 
 
 def main() -> None:
     """Entry point. Exit status 1 with one line `error: ...` on stderr when it cannot serve."""
+    for signum in (signal.SIGTERM, signal.SIGINT):  # until the loop listens to them
+        signal.signal(signum, lambda *_: os._exit(0))
     options = msgspec.json.decode(sys.stdin.readline(), type=WorkerOptions)
     configure(options.config.server.log_format)
-    stop_asked = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        # Ours until uvicorn has its own, and after: it raises the signal again once it has drained.
-        signal.signal(signum, lambda *_: stop_asked.set())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    sys.exit(uvloop.run(_serve(options, stop_asked)))
+    sys.exit(uvloop.run(_serve(options)))
 
 
 def _exit_with_parent() -> None:

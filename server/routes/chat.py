@@ -44,6 +44,7 @@ async def create_chat_completion(request: Request) -> Response:
         plan.options,
         state.metrics.request_started(PATH),
         candidates_per_prompt=body.num_choices,
+        live=state.live,
     )
     return await respond(
         request,

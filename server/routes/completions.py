@@ -52,6 +52,7 @@ async def create_completion(request: Request) -> Response:
         TextOptions.of(body),
         state.metrics.request_started(PATH),
         candidates_per_prompt=body.num_candidates,
+        live=state.live,
     )
     return await respond(
         request,

@@ -32,6 +32,7 @@ def main() -> None:
             served_model_names=("m",),
             api_keys=(API_KEY,),
             step_timeout=2,
+            drain_timeout=4,
         ),
         engine=EngineConfig(model=model),
         data_dir=folder,

@@ -30,7 +30,7 @@ def generation(engine: FakeEngine, *stops: str, n: int = 1, candidates: int = 1)
         for i in range(n)
     ]
     timer = small_state(engine=engine).metrics.request_started("/x")
-    return Generation(engine, requests, TOKENIZER, TextOptions(stops), timer, candidates)
+    return Generation(engine, requests, TOKENIZER, TextOptions(stops), timer, candidates, set())
 
 
 Sent = tuple[int, str, str | None]

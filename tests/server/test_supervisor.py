@@ -258,6 +258,31 @@ def test_a_running_stream_is_finished_before_it_stops(start: Start, smollm2_path
 
 
 @pytest.mark.real_model
+def test_what_takes_too_long_to_finish_ends_with_an_error(start: Start, smollm2_path: Path) -> None:
+    supervised = start("good", "real", model=str(smollm2_path))
+    supervised.wait_ready()
+    port = supervised.said("port")
+    body = {"model": "m", "prompt": "Hi", "max_tokens": 1000, "stream": True}
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S) as client:
+        client.headers.update(headers)
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            lines = (line for line in response.iter_lines() if line)
+            next(lines)
+            supervised.ask_stop()
+            wait_until(lambda: get(port, "/readyz").status_code == 503)
+            assert get(port, "/livez").status_code == 200
+            refused = get(port, "/v1/models")
+            rest = list(lines)
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["code"] == "engine_unavailable"
+    error = json.loads(rest[-1].removeprefix("data: "))["error"]
+    assert error["code"] == "engine_unavailable" and "shutting down" in error["message"]
+    assert supervised.wait() == 0
+
+
+@pytest.mark.real_model
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_stream_outlives_its_engine(
     start: Start, smollm2_path: Path, how: signal.Signals
