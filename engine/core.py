@@ -82,6 +82,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._compiling: dict[str, Future[CompiledGrammar]] = {}  # of the sequences that are held
         self._num_arrivals = 0
+        self._num_finished = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
@@ -195,6 +196,7 @@ class Engine:
             num_waiting=scheduler.num_waiting,
             num_blocks=self.info.num_blocks,
             num_free_blocks=scheduler.block_manager.num_free_blocks,
+            num_finished=self._num_finished,
             num_steps=self._num_steps,
             num_failed_steps=self.recovery.num_failed_steps,
             num_preemptions=scheduler.num_preemptions,
@@ -306,6 +308,7 @@ class Engine:
         stop_token_id: int | None = None,
         fault: Fault | None = None,
     ) -> Finished:
+        self._num_finished += 1
         self.scheduler.remove(sequence, retract=fault is not None)
         del self._sequences[sequence.id]
         self._compiling.pop(sequence.id, None)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
@@ -49,6 +50,7 @@ class IpcClient:
         self._info: EngineInfo | None = None
         self._ready = asyncio.Event()
         self._stats = EngineStats()
+        self._num_unseen = 0  # requests submitted since
         self._problem: str | None = "The engine is not ready yet."
         self._is_waiting = False  # for the next engine, with requests
         self._waiting_ends: asyncio.TimerHandle | None = None
@@ -80,6 +82,7 @@ class IpcClient:
             self._heard_at_s = time.monotonic()  # it had nothing to say before
         self._flights[request.id] = flight
         if self._problem is None:
+            self._num_unseen += 1
             self._send([request])
         elif not self._is_waiting:
             flight.give_up(self._problem)
@@ -106,8 +109,13 @@ class IpcClient:
             flight.lose_engine()
 
     def stats(self) -> EngineStats:
-        """The newest snapshot received."""
-        return self._stats
+        """The newest snapshot received, with what waits and is not in it yet."""
+        if self._problem is not None:
+            return msgspec.structs.replace(
+                self._stats, num_running=0, num_waiting=len(self._flights)
+            )
+        num_waiting = self._stats.num_waiting + self._num_unseen
+        return msgspec.structs.replace(self._stats, num_waiting=num_waiting)
 
     def health(self) -> str | None:
         """None when the engine answers, else one sentence saying what is wrong."""
@@ -151,6 +159,7 @@ class IpcClient:
                 self._greeted(message)
             case EngineStats():
                 self._stats = message
+                self._num_unseen = 0
             case _:
                 # no flight: the reader has left and the abort is on its way
                 if (flight := self._flights.get(message.id)) is not None:

@@ -152,6 +152,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     num_blocks: int = 0
     num_free_blocks: int = 0  # free or only kept for the prefix cache
     num_steps: int = 0
+    num_finished: int = 0  # sequences that have ended, in whatever way
     num_failed_steps: int = 0  # that raised; their sequences started again
     num_preemptions: int = 0
     prompt_tokens: int = 0  # computed, cache hits not counted

@@ -26,6 +26,7 @@ import uvicorn
 from engine.checkpoint import Checkpoint
 from engine.fake import FakeEngine, Script
 from engine.messages import EngineRequest, Event, Finished, TokenEvent
+from server.admission import Admission
 from server.app import create_app
 from server.config import ServerConfig
 from server.logging import configure
@@ -202,7 +203,9 @@ def _be_the_server(model_path: Path, fd: int, pace_s: float, profile: Path | Non
     engine = FakeEngine(script=_script(answer, pace_s))
     model = served_model(checkpoint, text, engine.info, ["frontend"])
     metrics = Metrics(model.names[0], engine.stats)
-    app = create_app(AppState(ServerConfig(), engine, model, metrics))
+    config = ServerConfig()
+    admission = Admission(engine.stats, config.max_waiting)
+    app = create_app(AppState(config, engine, model, metrics, admission))
     config = uvicorn.Config(
         app, loop="uvloop", http="httptools", ws="none", log_config=None, access_log=False
     )

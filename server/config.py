@@ -21,6 +21,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()  # the first is used in replies; empty = from the model
     api_keys: tuple[str, ...] = ()  # empty = no authentication
     unknown_fields: Literal["refuse", "warn"] = "refuse"  # warn: a header names the ignored fields
+    max_waiting: int = 1000  # sequences; with more in the queue requests are refused
     drain_timeout: int = 30  # seconds that running requests may go on when the server is to end
     # seconds without a step after which an engine that has work counts as hung
     step_timeout: int = 300

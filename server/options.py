@@ -227,6 +227,12 @@ OPTIONS: tuple[Option, ...] = (
         ServerConfig,
     ),
     Option(
+        "max_waiting",
+        integer(1),
+        "Sequences that may wait for the engine; with more, requests are refused (503)",
+        ServerConfig,
+    ),
+    Option(
         "drain_timeout",
         integer(0),
         "Seconds that running requests may go on after SIGTERM",

@@ -9,6 +9,7 @@ from typing import Any
 from engine.client import EngineClient
 from protocol.prompt_format import PromptFormat
 from protocol.tokenizer import Tokenizer
+from server.admission import Admission
 from server.config import ServerConfig
 from server.live import Live
 from server.metrics import Metrics
@@ -35,4 +36,5 @@ class AppState:
     engine: EngineClient
     model: ServedModel
     metrics: Metrics
+    admission: Admission
     live: Live = field(default_factory=set)  # see server/draining.py

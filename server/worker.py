@@ -22,6 +22,7 @@ from engine.checkpoint import Checkpoint
 from engine.errors import EngineError
 from engine.ipc import IpcClient
 from protocol.tools.formats import ToolFormat
+from server.admission import Admission
 from server.app import create_app
 from server.config import ServeConfig
 from server.draining import drain
@@ -79,7 +80,8 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
         starting.cancel()
     model = served_model(checkpoint, text, info, config.server.served_model_names)
     metrics = Metrics(model.names[0], engine.stats, options.multiprocess_dir)
-    state = AppState(config.server, engine, model, metrics)
+    admission = Admission(engine.stats, config.server.max_waiting)
+    state = AppState(config.server, engine, model, metrics, admission)
     app = create_app(state)
     await resources.enter_async_context(app.router.lifespan_context(app))
     gate.open(app)

@@ -25,6 +25,7 @@ router = APIRouter()
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation with n choices, as one reply or as a stream."""
     state: AppState = request.app.state.qwen
+    state.admission.check()
     raw_body = await read_json_body(request)
     body, ignored = parse(ChatRequest, raw_body, state.config.unknown_fields)
     check_model(body.model, state.model)

@@ -40,6 +40,7 @@ router = APIRouter()
 async def create_completion(request: Request) -> Response:
     """Continue one or many prompts with n choices each, as one reply or as a stream."""
     state: AppState = request.app.state.qwen
+    state.admission.check()
     raw_body = await read_json_body(request)
     body, ignored = parse(CompletionRequest, raw_body, state.config.unknown_fields)
     check_model(body.model, state.model)

@@ -11,6 +11,7 @@ import uvicorn
 
 from engine.checkpoint import Checkpoint
 from engine.fake import FakeEngine
+from server.admission import Admission
 from server.app import create_app
 from server.config import ServerConfig
 from server.metrics import Metrics
@@ -31,7 +32,8 @@ def build_state(model_path: Path, engine: FakeEngine, config: ServerConfig) -> A
     checkpoint = Checkpoint.open(model_path)
     text = ModelText.of(checkpoint)
     model = served_model(checkpoint, text, engine.info, [MODEL, ALIAS])
-    return AppState(config=config, engine=engine, model=model, metrics=Metrics(MODEL, engine.stats))
+    metrics = Metrics(MODEL, engine.stats)
+    return AppState(config, engine, model, metrics, Admission(engine.stats, config.max_waiting))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from engine.fake import FakeEngine
 from protocol.library_tokenizer import LibraryTokenizer
 from protocol.prompt import ChatTemplate
 from protocol.tokenizer import Tokenizer
+from server.admission import Admission
 from server.app import create_app
 from server.config import ServerConfig
 from server.metrics import Metrics
@@ -57,11 +58,13 @@ def small_state(
         sampling_defaults={},
         max_model_len=100,
     )
+    config = config or ServerConfig()
     return AppState(
-        config=config or ServerConfig(),
+        config=config,
         engine=engine,
         model=model,
         metrics=Metrics(NAMES[0], engine.stats),
+        admission=Admission(engine.stats, config.max_waiting),
     )
 
 

@@ -1,0 +1,75 @@
+"""Whether a request is taken in, and when one that is not should come again.
+
+The queue is bounded. Who is refused is told when there will be room for it: behind those who were
+told to come before it, at the rate at which sequences have finished since there has been a queue.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from engine.messages import EngineStats
+from protocol.errors import Overloaded
+
+_WINDOW_S = 30.0  # of which the rate is measured
+_SAMPLE_S = 0.5
+_MOST_S = 60.0  # clients of OpenAI's wait no longer
+
+
+class Admission:
+    """Of one server process, for the engine that it talks to."""
+
+    def __init__(
+        self,
+        engine_stats: Callable[[], EngineStats],
+        max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine_stats = engine_stats
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._finished: deque[tuple[float, int]] = deque()  # when, how many so far
+        self._due: deque[float] = deque()  # when those who were refused come again
+
+    def check(self) -> None:
+        """Raise Overloaded when the queue is full."""
+        now = self._clock()
+        stats = self._engine_stats()
+        self._sample(now, stats)
+        while self._due and self._due[0] <= now:
+            self._due.popleft()
+        if stats.num_waiting < self._max_waiting:
+            return
+        excess = 1 + stats.num_waiting - self._max_waiting + len(self._due)
+        wait_s = min(excess / self._rate(), _MOST_S)
+        self._due.append(now + wait_s)
+        raise Overloaded(
+            "The server has more requests than it can take; try again later.",
+            headers=_retry_headers(wait_s),
+        )
+
+    def _sample(self, now: float, stats: EngineStats) -> None:
+        samples = self._finished
+        is_new_engine = bool(samples) and stats.num_finished < samples[-1][1]  # it counts from 0
+        if is_new_engine or not stats.num_waiting:  # without a queue a rate is that of the demand
+            samples.clear()
+        if not samples or now - samples[-1][0] >= _SAMPLE_S:
+            samples.append((now, stats.num_finished))
+        while len(samples) > 2 and now - samples[1][0] > _WINDOW_S:
+            samples.popleft()
+
+    def _rate(self) -> float:
+        """Sequences that finish in a second; 1 where nothing is known."""
+        (first_at, first), (last_at, last) = self._finished[0], self._finished[-1]
+        if last == first:
+            return 1.0
+        return max((last - first) / max(last_at - first_at, 1e-3), 1 / _MOST_S)
+
+
+def _retry_headers(retry_after_s: float) -> dict[str, str]:
+    """Whole seconds for all clients, and milliseconds for those of OpenAI's."""
+    return {
+        "retry-after": str(max(1, math.ceil(retry_after_s))),
+        "retry-after-ms": str(max(1, round(retry_after_s * 1000))),
+    }
