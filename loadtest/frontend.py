@@ -203,9 +203,9 @@ def _be_the_server(model_path: Path, fd: int, pace_s: float, profile: Path | Non
     engine = FakeEngine(script=_script(answer, pace_s))
     model = served_model(checkpoint, text, engine.info, ["frontend"])
     metrics = Metrics(model.names[0], engine.stats)
-    config = ServerConfig()
-    admission = Admission(engine.stats, config.max_waiting)
-    app = create_app(AppState(config, engine, model, metrics, admission))
+    options = ServerConfig()
+    admission = Admission(engine.stats, options.max_waiting)
+    app = create_app(AppState(options, engine, model, metrics, admission))
     config = uvicorn.Config(
         app, loop="uvloop", http="httptools", ws="none", log_config=None, access_log=False
     )

@@ -23,9 +23,11 @@ from server.choice import Delta
 from server.errors import from_engine_error
 from server.generation import Generation
 from server.logging import get_logger
+from server.patient_send import PatientSend
 
 IGNORED_HEADER = "x-qwen-serve-ignored-parameters"
 
+SEND_TIMEOUT_S = 60.0  # how long a client may leave what it gets unread
 _MAX_IGNORED_LISTED = 50  # the names are the client's: a header must not grow with them
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -147,10 +149,17 @@ class _GenerationResponse(StreamingResponse):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        patient = PatientSend(send, SEND_TIMEOUT_S)
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, patient)
+        except asyncio.CancelledError:
+            if not patient.has_given_up:
+                raise
+            patient.task.uncancel()
+            _log.warning("client does not read", after_s=SEND_TIMEOUT_S)
         finally:
             # Starlette cancels the stream when the client leaves: nothing may be awaited here
+            patient.close()
             self._close()
 
 

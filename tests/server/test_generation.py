@@ -14,6 +14,7 @@ from engine.errors import EngineDead, InvariantViolated
 from engine.fake import FakeEngine, Script
 from engine.messages import EngineRequest, Event, Fault, Finished, SamplingParams, TokenEvent
 from protocol.errors import Internal
+from server import streaming
 from server.app import create_app
 from server.generation import Generation
 from server.output_text import TextOptions
@@ -298,3 +299,27 @@ async def test_a_bug_in_mid_stream(error: Exception) -> None:
     assert events[-1]["error"]["type"] == "server_error"
     assert "secret" not in response.text
     assert (await App(script).chat()).status_code == 500
+
+
+async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "SEND_TIMEOUT_S", 0.4)
+    ids = ids_of("a" * 500)
+
+    def endless(request: EngineRequest) -> Iterator[Event | float]:
+        while True:
+            yield TokenEvent(request.id, ids)
+            yield 0
+
+    app = App(endless)
+    body = json.dumps({"model": "alias", "prompt": "a", "stream": True, "max_tokens": 90}).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    async with serving(app) as port:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port))
+            client.sendall(head.encode() + body)
+            await until(lambda: app.engine.aborted)
+            assert not app.state.live
