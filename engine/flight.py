@@ -19,8 +19,9 @@ from engine.messages import (
     TokenEvent,
 )
 
-# engines in a row that were lost without a single new token of it
-_MAX_LOST_ENGINES = 20
+# engines in a row that were lost without a single new token of it: a guard against a loop without
+# end, as server/blame.py sees to requests that end engines
+_MAX_LOST_ENGINES = 200
 
 
 class Flight:

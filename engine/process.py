@@ -123,6 +123,10 @@ class EngineLoop:
             events = self._engine.add(request, is_suspect=num_deaths == MAX_DEATHS)
         except RequestRejected as exc:
             self._send(client, [Finished(request.id, "error", fault=exc.fault)])
+        except Exception as exc:  # a bug that this request meets: it would meet it again
+            logger.exception("request not added")
+            fault = Fault("internal", f"The request could not be added: {exc}")
+            self._send(client, [Finished(request.id, "error", fault=fault)])
         else:
             self._owners[request.id] = client
             self._send_events(events)

@@ -1,9 +1,9 @@
-"""Many more requests than a server can take: `python -m loadtest.overload --model FILE`.
+"""Many more clients than a server can take: `python -m loadtest.overload --model FILE`.
 
-Measures what a server of its own finishes when the right number of clients ask, then sends it ten
-times as much, in an open loop: each client goes away, asks again when it was told to, and gives up
-after some attempts. Prints goodput, how fast refusals come, whether clients who came when told were
-taken, and memory. Linux only.
+Measures what a server of its own finishes when the right number of clients ask, then lets ten times
+as many ask. Each goes away when it is refused, and asks again when it was told to; when it has its
+answer it asks the next. Prints goodput, how fast refusals come, whether clients who came when told
+were taken, and memory. Linux only.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from loadtest.servers import Limits, Server, our_recipe
 from loadtest.workloads import words
 
 _NUM_TOKENS = 48
-_MAX_ATTEMPTS = 4
 _MIB = 1 << 20
 
 
@@ -31,7 +30,6 @@ class Tally:
 
     num_finished: int = 0
     num_failed: int = 0
-    num_given_up: int = 0
     finished_at: list[float] = field(default_factory=list)
     refusal_s: list[float] = field(default_factory=list)
     told_s: list[float] = field(default_factory=list)  # what Retry-After said
@@ -46,7 +44,7 @@ class Tally:
         taken = sum(self.returns) / len(self.returns) if self.returns else 1.0
         return [
             f"goodput in thirds: {', '.join(f'{3 * n / seconds:.1f}/s' for n in thirds)}",
-            f"failed {self.num_failed}, gave up {self.num_given_up}, refusals {len(refusals)}: "
+            f"failed {self.num_failed}, refusals {len(refusals)}: "
             f"{1000 * refusals[len(refusals) // 2]:.1f} ms (median), "
             f"{1000 * refusals[int(0.99 * len(refusals))]:.1f} ms (p99)",
             f"told to wait {statistics.median(self.told_s or [0.0]):.1f} s (median); "
@@ -54,16 +52,18 @@ class Tally:
         ]
 
 
-async def _client(
+async def _ask(
     client: httpx.AsyncClient, model: str, generator: random.Random, tally: Tally
 ) -> None:
+    """One request, again and again until it is taken."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": words(generator, 30)}],
         "max_tokens": _NUM_TOKENS,
         "ignore_eos": True,
     }
-    for attempt in range(_MAX_ATTEMPTS):
+    is_first = True
+    while True:
         started = time.perf_counter()
         try:
             response = await client.post("/chat/completions", json=body)
@@ -71,7 +71,7 @@ async def _client(
             tally.num_failed += 1
             return
         is_taken = response.status_code == 200
-        if attempt:
+        if not is_first:
             tally.returns.append(is_taken)
         if is_taken:
             tally.num_finished += 1
@@ -83,24 +83,24 @@ async def _client(
         tally.refusal_s.append(time.perf_counter() - started)
         wait_s = int(response.headers["retry-after-ms"]) / 1000
         tally.told_s.append(wait_s)
+        is_first = False
         await asyncio.sleep(wait_s)
-    tally.num_given_up += 1
 
 
-async def _flood(
-    client: httpx.AsyncClient, model: str, rate: float, seconds: float, seed: int
+async def _crowd(
+    client: httpx.AsyncClient, model: str, num_clients: int, seconds: float, seed: int
 ) -> tuple[Tally, float]:
-    """New clients at `rate` a second for so long; what they got, and when it began."""
-    generator = random.Random(seed)
+    """So many clients for so long; what they got, and when it began."""
     tally = Tally()
     begun = time.perf_counter()
-    tasks = []
-    arrives = begun
-    while (now := time.perf_counter()) < begun + seconds:
-        while arrives <= now:
-            tasks.append(asyncio.create_task(_client(client, model, generator, tally)))
-            arrives += generator.expovariate(rate)
-        await asyncio.sleep(max(0.0, arrives - time.perf_counter()))
+
+    async def go_on(number: int) -> None:
+        generator = random.Random(f"{seed} {number}")
+        while True:
+            await _ask(client, model, generator, tally)
+
+    tasks = [asyncio.create_task(go_on(i)) for i in range(num_clients)]
+    await asyncio.wait(tasks, timeout=seconds)
     for task in tasks:
         task.cancel()  # who still waits does not count
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -108,28 +108,22 @@ async def _flood(
 
 
 async def run(server: Server, *, num_clients: int, seconds: float, factor: float) -> list[str]:
-    """Capacity, then the flood. Returns lines for people."""
+    """The right number of clients, then `factor` times as many. Returns lines for people."""
     assert server.pid is not None
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
         base_url=server.endpoint.url, timeout=600, limits=limits, trust_env=False
     ) as client:
-        generator = random.Random(0)
-        capacity = Tally()
-        begun = time.perf_counter()
-
-        async def one_after_the_other() -> None:
-            while time.perf_counter() < begun + seconds / 3:
-                await _client(client, server.model, generator, capacity)
-
-        await asyncio.gather(*(one_after_the_other() for _ in range(num_clients)))
-        rate = capacity.num_finished / (time.perf_counter() - begun)
+        few, begun = await _crowd(client, server.model, num_clients, seconds, seed=0)
         before = memory(server.pid).pss_bytes
-        tally, flooded = await _flood(client, server.model, factor * rate, seconds, seed=1)
+        num_many = round(factor * num_clients)
+        many, flooded = await _crowd(client, server.model, num_many, seconds, seed=1)
         after = memory(server.pid).pss_bytes
     return [
-        f"capacity: {rate:.1f} requests/s with {num_clients} clients",
-        *tally.lines(flooded, seconds),
+        f"{num_clients} clients:",
+        *few.lines(begun, seconds),
+        f"{num_many} clients:",
+        *many.lines(flooded, seconds),
         f"memory (PSS): {before / _MIB:.0f} MiB before, {after / _MIB:.0f} MiB after",
     ]
 
@@ -140,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--clients", type=int, default=32, help="that the server can just take")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--factor", type=float, default=10.0, help="times its capacity")
-    parser.add_argument("--max-waiting", type=int, default=64)
+    parser.add_argument("--factor", type=float, default=10.0, help="times as many")
+    parser.add_argument("--max-waiting", type=int, default=32)
     args = parser.parse_args(argv)
     limits = Limits(max_num_seqs=args.clients)
     options = ("--max-waiting", str(args.max_waiting))

@@ -56,11 +56,11 @@ def test_an_aborted_request_ends_with_its_engine() -> None:
 @pytest.mark.parametrize("token_between", [True, False])
 def test_engines_lost_in_a_row_without_a_token_are_limited(token_between: bool) -> None:
     flight = Flight(make_request("a", [1]))
-    for _ in range(12):
+    for _ in range(120):
         flight.lose_engine()
     if token_between:
         flight.take(TokenEvent("a", [7]))
-    for _ in range(12):
+    for _ in range(120):
         flight.lose_engine()
     assert flight.has_ended == (not token_between)
     if flight.has_ended:
