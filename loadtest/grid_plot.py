@@ -1,8 +1,8 @@
 """A picture of step times: `python -m loadtest.grid_plot GRID.json PICTURE.png`.
 
-GRID.json is what `python -m engine.bench_batched --grid --json` writes. Milliseconds of a decode step
-over the number of sequences, a line for each context, both axes logarithmic. Needs matplotlib, of the
-optional `bench` dependencies.
+GRID.json is what `python -m engine.bench_batched --grid --json` writes. Milliseconds of a decode
+step over the number of sequences, a line for each context, both axes logarithmic. Needs matplotlib,
+of the optional `bench` dependencies.
 """
 
 import argparse
