@@ -128,7 +128,9 @@ class StallWatch:
 
     def _watch(self) -> None:
         before = time.perf_counter()
-        while not self._closed.wait(self._interval_s):
+        is_closed = False
+        while not is_closed:  # once more at the end: it may have woken too late for the last time
+            is_closed = self._closed.wait(self._interval_s)
             now = time.perf_counter()
             self._longest_s = max(self._longest_s, now - before - self._interval_s)
             before = now

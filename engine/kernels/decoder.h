@@ -239,7 +239,7 @@ class Pass {
     const float* added = nullptr;
     for (int64_t i = 0; i < model_.num_layers; ++i) {
       const Layer& layer = model_.layers[i];
-      attend(team, local, layer, added);
+      attend(team, local, layer, added, i == model_.num_layers - 1);
       if (i == model_.num_layers - 1) num_rows = keep_outputs(team);
       const Input attended = prepare(team, local, layer.output, num_rows, [&](int64_t row, float* to) {
         std::memcpy(to, attended_ + row * heads_, 4 * heads_);
@@ -300,7 +300,8 @@ class Pass {
     });
   }
 
-  void attend(Team& team, Local& local, const Layer& layer, const float* added) {
+  // In the last layer what nobody asks for is left out: other layers need all tokens' keys.
+  void attend(Team& team, Local& local, const Layer& layer, const float* added, bool is_last) {
     const int64_t n = step_.num_tokens;
     const Input input = prepare(team, local, layer.qkv, n, [&](int64_t row, float* to) {
       rms_norm(residual_ + row * hidden_, added == nullptr ? nullptr : added + row * hidden_,
@@ -315,6 +316,7 @@ class Pass {
     team.run(static_cast<int64_t>(plan_.tasks.size()), [&](int64_t i) {
       const attention::Task& task = plan_.tasks[i];
       const attention::Context context = attention_step_.context(task.sequence);
+      if (is_last && !are_wanted(context.first_token + task.first, task.num_tokens)) return;
       if (shape.is_bfloat16) {
         attention::run_task<true>(local.attention, shape, layer.keys, layer.values, context, task,
                                   io, partials_);
@@ -327,6 +329,13 @@ class Pass {
     team.run(static_cast<int64_t>(plan_.merges.size()), [&](int64_t i) {
       attention::run_merge(local.attention, shape, plan_.merges[i], partials_, io);
     });
+  }
+
+  // Whether results of any of `count` tokens are.
+  bool are_wanted(int64_t first_token, int64_t count) const {
+    const int64_t* end = step_.outputs + step_.num_outputs;
+    const int64_t* next = std::lower_bound(step_.outputs, end, first_token);
+    return next != end && *next < first_token + count;
   }
 
   // Norms and rotates a token's queries and keys and puts its keys and values into the cache.

@@ -33,7 +33,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_killed_rank_is_an_engine_failure(smollm2_path: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_is_a_lost_engine(smollm2_path: Path, tmp_path: Path) -> None:
     options = ("--tensor-parallel-size", "3", "--served-model-name", "m", "--dtype", "float32")
     with (
         real_server(tmp_path, smollm2_path, *options, "--kv-cache-memory", "64MiB") as server,
@@ -62,8 +62,8 @@ def test_a_killed_rank_is_an_engine_failure(smollm2_path: Path, tmp_path: Path) 
         )
         next(stream)
         os.kill(ranks[1], signal.SIGKILL)
-        with pytest.raises(openai.APIError):  # in the stream: it does not just end
-            list(stream)
+        *_, last = stream  # the next engine goes on with it
+        assert last.choices[0].finish_reason == "length"
         assert wait_until(answer) == first
         newest = followers(server)
         assert not set(newest) & set(ranks)
