@@ -211,8 +211,10 @@ class GrammarState:
 
     def update(self, output_ids: Items[int]) -> None:
         """Take in what was sampled since the last call; `output_ids` is the whole output."""
-        new_ids = list(output_ids[self._num_consumed :])
-        self._num_consumed = len(output_ids)
+        self._consume(list(output_ids[self._num_consumed :]))
+
+    def _consume(self, new_ids: list[int]) -> None:
+        self._num_consumed += len(new_ids)
         if new_ids and self.problem is None and not self._matcher.consume_tokens(new_ids):
             self.problem = f"The output left its grammar: {_reason(self._matcher)}"
 
@@ -254,7 +256,7 @@ class GrammarState:
                 self._closing.replay_begin(self._matcher, max_tokens - place)
             else:
                 self._closing.vet(self._matcher, token_id, max_tokens - place)
-            self.update(progress.token_ids[: place + 1])
+            self._consume([token_id])
 
     def mask(self) -> bytes:
         """One bit for each token id, the lowest first: whether it may come next.

@@ -50,9 +50,9 @@ class Journal:
 def read(path: Path) -> Entry:
     """What an engine that runs, or is gone, has written last."""
     try:
-        data = path.read_bytes()
-        turned_at_s, length = _HEADER.unpack_from(data)
-        content = data[_HEADER.size : _HEADER.size + length]
+        with path.open("rb") as file:
+            turned_at_s, length = _HEADER.unpack(file.read(_HEADER.size))
+            content = file.read(min(length, _SIZE_BYTES))
         return Entry(turned_at_s, _decoder.decode(content) if length else [])
     except (OSError, struct.error, msgspec.DecodeError):  # not there yet, or being written
         return Entry(0.0, [])

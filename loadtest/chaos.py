@@ -52,14 +52,9 @@ class Reply:
 
     def equals(self, other: "Reply") -> bool:
         """Whether a client would see the same."""
-        mine, theirs = (
-            (self.choices, self.completion_tokens),
-            (
-                other.choices,
-                other.completion_tokens,
-            ),
-        )
-        return mine == theirs and not self.error and not other.error
+        is_same = self.choices == other.choices
+        is_same &= self.completion_tokens == other.completion_tokens
+        return is_same and not self.error and not other.error
 
 
 @dataclass(slots=True)

@@ -157,7 +157,6 @@ class _Supervisor:
         """Run a child, again and again once all were ready. Raises StartError before that."""
         backoff_s = _FIRST_BACKOFF_S
         while True:
-            begun_s = time.monotonic()
             child = await Child.start(make_command())
             self._children[child.name] = child
             how = await child.wait()
@@ -165,17 +164,17 @@ class _Supervisor:
                 return
             if not self._ready.is_set():
                 raise StartError(how)
-            if self._has_served(child, begun_s):
+            if self._has_served(child):
                 backoff_s = _FIRST_BACKOFF_S
             logger.error("child ended", child=child.name, how=how, restart_in_s=backoff_s)
             self._forget(child)
             await asyncio.sleep(backoff_s)
             backoff_s = min(max(2 * backoff_s, _SECOND_BACKOFF_S), _LAST_BACKOFF_S)
 
-    def _has_served(self, child: Child, begun_s: float) -> bool:
+    def _has_served(self, child: Child) -> bool:
         if child.name == _ENGINE:
-            return read_journal(self._journal).turned_at_s > begun_s
-        return time.monotonic() - begun_s > _STEADY_S
+            return read_journal(self._journal).turned_at_s > child.begun_s
+        return time.monotonic() - child.begun_s > _STEADY_S
 
     def _forget(self, child: Child) -> None:
         if child.name == _ENGINE:

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 
+import msgspec
 import pytest
 
 from engine.core import Engine
-from engine.messages import Event, Finished, Grammar, TokenEvent
+from engine.messages import Event, Finished, Grammar, Progress, TokenEvent
 from engine.recovery import is_out_of_memory
 from engine.results import ChunkResult
 from engine.sequence import Chunk
@@ -118,19 +119,22 @@ def test_what_a_failed_step_wrote_is_hit_by_nobody() -> None:
 
 
 def test_the_end_of_another_sequence_in_a_failed_step_is_not_lost() -> None:
-    """One that outgrew the cache ends in the step in which the model fails."""
-    engine, runner = toy_engine(num_blocks=2, block_size=4, max_num_seqs=1)
-    engine.add(make_request("a", [1, 2, 3], max_tokens=40))
-    outputs: dict[str, list[int]] = {}
-    finished: dict[str, Finished] = {}
+    """One that has outgrown the cache ends in the step in which the model fails."""
+    engine, runner = toy_engine(num_blocks=4, block_size=4)
     failing = FailingRunner(runner, lambda chunks: None)
     engine.runner = failing
-    while engine.has_work:
-        if engine.scheduler.running and engine.scheduler.running[0].num_tokens == 8:
-            failing.fails = lambda chunks: RuntimeError("no")
-        for event in engine.step():
-            collect(event, outputs, finished)
-    assert finished["a"].reason in ("length", "error")
+    engine.add(make_request("a", [1, 2, 3], max_tokens=6))
+    engine.step()
+    grown = make_request("grown", [4], max_tokens=40)
+    engine.add(msgspec.structs.replace(grown, progress=Progress(expected_output([4], 20))))
+    failing.fails = lambda chunks: RuntimeError("once")
+    (end,) = engine.step()
+    assert isinstance(end, Finished)
+    assert (end.id, end.reason, end.num_output_tokens) == ("grown", "length", 20)
+    assert engine.stats().num_failed_steps == 1
+    failing.fails = lambda chunks: None
+    _, finished = drain(engine)
+    assert finished["a"].reason == "length"
 
 
 def test_grammar_penalties_and_noise_begin_anew() -> None:
