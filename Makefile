@@ -12,8 +12,10 @@ BIN       := $(VENV)/bin
 CODE      := engine protocol server loadtest tests examples
 INSTALLED := $(VENV)/.installed
 DEV       := $(VENV)/.installed-dev
+# What tests start on loopback, as Debian names it (command:package).
+SERVERS   := redis-server:redis-server promtool:prometheus
 
-.PHONY: install serve test lint type check fmt bench
+.PHONY: install serve test servers lint type check fmt bench
 .DEFAULT_GOAL := serve
 
 install: $(INSTALLED)
@@ -22,8 +24,13 @@ install: $(INSTALLED)
 serve: install
 	exec $(BIN)/qwen-serve serve $(ARGS)
 
-test: $(DEV)
+test: $(DEV) servers
 	$(BIN)/python -m pytest $(ARGS)
+
+servers:
+	@missing=; for each in $(SERVERS); do \
+	  command -v $${each%%:*} >/dev/null || missing="$$missing $${each#*:}"; done; \
+	[ -z "$$missing" ] || deploy/install_packages.sh $$missing
 
 lint: $(DEV)
 	$(BIN)/ruff check $(CODE)
