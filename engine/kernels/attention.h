@@ -155,6 +155,21 @@ inline void write_keys(const Cache& cache, const Place& place, const float* from
   });
 }
 
+// Puts bfloat16 numbers into the low (0) or high (1) halves of words, and leaves the others alone:
+// another thread may write those.
+inline void put_halves(uint16_t* words, const uint16_t* halves, int64_t count, int64_t which) {
+#if defined(__AVX512BW__)
+  if (count == kLanes) {
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
+    const __m512i wide = _mm512_cvtepu16_epi32(narrow);
+    const __m512i shifted = which == 1 ? _mm512_slli_epi32(wide, 16) : wide;
+    _mm512_mask_storeu_epi16(words, which == 1 ? 0xaaaaaaaau : 0x55555555u, shifted);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < count; ++i) words[2 * i + which] = halves[i];
+}
+
 // Values, float32, into their slot.
 inline void write_values(const Cache& cache, const Place& place, const float* from) {
   if (cache.kind == kInt8Cache) return write_int8(cache, place, from);
@@ -164,10 +179,9 @@ inline void write_values(const Cache& cache, const Place& place, const float* fr
     return;
   }
   const int64_t lane = place.lane();
-  uint16_t* to = reinterpret_cast<uint16_t*>(cache.data + place.tile(2));
-  to += lane / 2 * 2 * place.dim + lane % 2;
+  uint16_t* to = reinterpret_cast<uint16_t*>(cache.data + place.tile(2)) + lane / 2 * 2 * place.dim;
   round_row(from, place.dim, [&](int64_t first, const uint16_t* halves, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) to[2 * (first + i)] = halves[i];
+    put_halves(to + 2 * first, halves, count, lane % 2);
   });
 }
 
@@ -183,6 +197,14 @@ struct Room {
   uint32_t* rows;           // (16, words): widened rows of int8
   uint32_t* nothing;        // (words): a row of zeros
 
+  // The same, for a split that comes first: its results are those of all splits so far.
+  Room for_totals() const {
+    Room room = *this;
+    room.sums = totals;
+    room.most = total_most;
+    room.weight = total_weight;
+    return room;
+  }
   static int64_t carve(const Shape& shape, uint8_t* memory, Room* room) {
     const int64_t words = shape.words(), dim = shape.padded_dim();
     int64_t used = 0;
@@ -338,7 +360,8 @@ inline const uint32_t* find_values(const Cache& cache, const Shape& shape, const
     }
     return made;
   }
-  if (block.is_tile && padded == dim && block.count == kBlock) return tile_of(cache, shape, block.slots[0], head);
+  if (block.is_tile && padded == dim && block.count == kBlock)
+    return tile_of(cache, shape, block.slots[0], head);
   std::memset(made, 0, 4 * kBlock / per_word * padded);
   for (int64_t i = 0; i < block.count; ++i) {
     const int64_t lane = block.slots[i] % kBlock;
@@ -350,7 +373,8 @@ inline const uint32_t* find_values(const Cache& cache, const Shape& shape, const
       std::memcpy(to, from, 4 * dim);
       ++i;
     } else {
-      for (int64_t j = 0; j < dim; ++j) to[j] |= (from[j] >> 16 * (lane % 2) & 0xffffu) << 16 * (i % 2);
+      for (int64_t j = 0; j < dim; ++j)
+        to[j] |= (from[j] >> 16 * (lane % 2) & 0xffffu) << 16 * (i % 2);
     }
   }
   return made;
@@ -450,47 +474,54 @@ template <bool kIsBfloat16>
 inline void soften_row(const Room& room, const Shape& shape, int64_t row, int64_t head,
                        int64_t position, int64_t first_key, int64_t num_blocks) {
   float* scores = room.scores + row * kSplit;
-  const Floats scale = all(1.0f / std::sqrt(static_cast<float>(shape.head_dim)));
   const int64_t distance = position - first_key, num_keys = num_blocks * kBlock;  // of the first
   const bool sees_all = distance >= num_keys - 1 && (shape.window == 0 || distance < shape.window);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  const bool is_biased = shape.slopes != nullptr;
+  const float slope = is_biased ? shape.slopes[head] : 0.0f;
+  const float unit = is_biased ? 1.0f : scale;  // of the scores that are kept
   Floats most = all(kMasked);
-  const float slope = shape.slopes == nullptr ? 0.0f : shape.slopes[head];
   for (int64_t block = 0; block < num_blocks; ++block) {
-    Floats score = mul(load(scores + block * kBlock), scale);
-    if (!sees_all || shape.slopes != nullptr) {
+    Floats score = load(scores + block * kBlock);
+    if (!sees_all || is_biased) {
       // position - key: exact in float32
       const Floats distances =
           sub(all(static_cast<float>(distance - block * kBlock)), load(kLaneNumbers));
-      if (shape.slopes != nullptr) score = fma(all(-slope), distances, score);
+      if (is_biased) score = fma(all(-slope), distances, mul(score, all(scale)));
       Floats hidden = distances;  // negative where the key is not seen
       if (shape.window > 0)
         hidden = min(hidden, sub(all(static_cast<float>(shape.window - 1)), distances));
       score = select(as_ints(hidden), all(kMasked), score);
+      store(scores + block * kBlock, score);
     }
-    store(scores + block * kBlock, score);
     most = max(most, score);
   }
-  const float most_of_row = largest(most), base = most_of_row == kMasked ? 0.0f : most_of_row;
-  const Floats subtrahend = all(base);
+  const float largest_score = largest(most);
+  const bool sees_none = largest_score == kMasked;
+  const float base = sees_none ? 0.0f : largest_score * unit;
+  // as powers of two, or of e
+  const float factor = kIsBfloat16 ? unit * kLog2OfE : unit;
+  const Floats factors = all(factor);
+  const Floats subtrahend = all(sees_none ? 0.0f : -(largest_score * factor));
   Floats weights = zero(), check = zero();
   uint32_t* to = room.probabilities + row * (kIsBfloat16 ? kSplit / 2 : kSplit);
   for (int64_t block = 0; block < num_blocks; ++block) {
     const Floats score = load(scores + block * kBlock);
     check = fma(score, zero(), check);  // NaN if one is: `max` and `exp` lose it
+    const Floats power = fma(score, factors, subtrahend);
     Floats probability;
     if constexpr (kIsBfloat16) {
-      probability = exp_coarse(sub(score, subtrahend));
       uint16_t* halves = reinterpret_cast<uint16_t*>(to) + block * kBlock;
-      store_bfloat16(halves, probability);
+      store_bfloat16(halves, exp2_coarse(power));
       probability = load_bfloat16(halves);
     } else {
-      probability = exp(sub(score, subtrahend));
+      probability = exp(power);
       store(reinterpret_cast<float*>(to) + block * kBlock, probability);
     }
     weights = add(weights, probability);
   }
   room.weight[row] = sum(weights) + sum(check);
-  room.most[row] = most_of_row;
+  room.most[row] = sees_none ? kMasked : base;
 }
 
 // Adds a split's sums to those of the splits before it.
@@ -645,12 +676,10 @@ void run_task(const Room& room, const Shape& shape, const Cache& keys, const Cac
   }
   for (int64_t head = task.first_head; head < task.first_head + task.num_heads; ++head) {
     load_queries<kIsBfloat16>(room, shape, context, task, head, io, 0);
-    std::fill(room.total_most, room.total_most + num_rows, kMasked);
-    std::fill(room.total_weight, room.total_weight + num_rows, 0.0f);
-    std::memset(room.totals, 0, sizeof(float) * num_rows * dim);
     const int64_t position = context.first_position + task.first;
     int64_t split = first_seen(shape, position) / kSplit;
-    for (; split * kSplit < position + task.num_tokens; ++split) {
+    run_split<kIsBfloat16>(room.for_totals(), shape, keys, values, context, task, head, 1, split);
+    for (++split; split * kSplit < position + task.num_tokens; ++split) {
       run_split<kIsBfloat16>(room, shape, keys, values, context, task, head, 1, split);
       for (int64_t r = 0; r < num_rows; ++r)
         merge(dim, room.most[r], room.weight[r], room.sums + r * dim, room.total_most[r],

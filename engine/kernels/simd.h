@@ -494,14 +494,20 @@ inline Floats exp(Floats x) {
   return scale_by_power(p, n);
 }
 
-// The same within 3e-6 of itself, for what is rounded to bfloat16: 2 to the power of x * log2(e).
-inline Floats exp_coarse(Floats x) {
-  const Floats clamped = min(max(x, all(-150.0f)), all(88.37626f));
-  const Floats power = mul(clamped, all(1.44269504f)), n = nearest(power), r = sub(power, n);
+// 2 to the power of x, which is at most 127, within 3e-6 of itself, for what is rounded to bfloat16.
+inline Floats exp2_coarse(Floats x) {
+  const Floats power = max(x, all(-216.0f)), n = nearest(power), r = sub(power, n);
   Floats p = fma(all(0.009582855f), r, all(0.055906434f));
   p = fma(p, r, all(0.24024099f));
   p = fma(p, r, all(0.6931242f));
   return scale_by_power(fma(p, r, all(1.0f)), n);
+}
+
+constexpr float kLog2OfE = 1.44269504f;
+
+// e to the power of x, as coarse.
+inline Floats exp_coarse(Floats x) {
+  return exp2_coarse(mul(min(x, all(88.0f)), all(kLog2OfE)));
 }
 
 }  // namespace simd
