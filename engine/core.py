@@ -71,6 +71,7 @@ class Engine:
         self.grammars = grammars
         self.speculator = speculator
         self.info = info
+        self.max_num_seqs = max_num_seqs
         self.eos_token_ids = frozenset(eos_token_ids)
         self.scheduler = Scheduler(
             BlockManager(info.num_blocks, info.block_size, enable_prefix_caching),

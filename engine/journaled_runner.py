@@ -4,6 +4,7 @@ from collections.abc import Sequence as ListLike
 
 from engine.core import Runner
 from engine.journal import Journal
+from engine.redis_queue.frames import request_id_of
 from engine.results import ChunkResult
 from engine.sequence import Chunk
 
@@ -18,7 +19,9 @@ class JournaledRunner:
     def run(self, chunks: ListLike[Chunk]) -> list[ChunkResult]:
         """See engine.core.Runner."""
         sequences = [chunk.sequence for chunk in chunks]
-        self._journal.begin([(sequence.id, sequence.num_tokens) for sequence in sequences])
+        self._journal.begin(
+            [(request_id_of(sequence.id), sequence.num_tokens) for sequence in sequences]
+        )
         return self._runner.run(chunks)
 
     def rope_theta(self, num_prompt_tokens: int) -> float:

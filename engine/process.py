@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 import msgspec
@@ -31,11 +31,9 @@ from engine.messages import (
     Event,
     Fault,
     Finished,
-    FromEngine,
-    Hello,
-    ToEngine,
 )
-from engine.transport import ClientGone, RouterTransport
+from engine.redis_queue.frames import request_id_of
+from engine.transport import Transport, transport_at
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +47,7 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the parent writes to standard input, on one line."""
 
     engine: EngineConfig
-    address: str  # ZeroMQ endpoint to bind, ipc://...
+    address: str  # of the queue: see transport_at
     log_format: LogFormat = "json"
     journal: str | None = None  # a file to be written: see journal.py
     # requests that were computed when engines died -> in how many in a row, without a new token
@@ -62,15 +60,17 @@ class EngineLoop:
     def __init__(
         self,
         engine: Engine,
-        transport: RouterTransport,
+        transport: Transport,
         journal: Journal | None = None,
         suspects: Mapping[str, int] | None = None,
+        on_open: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_open` is called once requests are taken."""
+        self._on_open = on_open
         self._engine = engine
         self._transport = transport
         self._journal = journal
         self._suspects = suspects or {}
-        self._clients: set[bytes] = set()
         self._owners: dict[str, bytes] = {}  # request id -> client
         self._next_stats_s = 0.0
         self._should_stop = False
@@ -84,6 +84,9 @@ class EngineLoop:
 
         Raises what a step raises that cannot be recovered from: the process has to end.
         """
+        self._transport.publish(self._engine.stats())
+        self._transport.open(self._engine.info, self._engine.max_num_seqs)
+        self._on_open()
         while not self._should_stop:
             if self._journal is not None:
                 self._journal.turn()
@@ -92,18 +95,18 @@ class EngineLoop:
                 self._transport.wait(COMPILE_POLL_S if is_compiling else STATS_INTERVAL_S)
             for client, message in self._transport.receive():
                 self._handle(client, message)
+            for client in self._transport.gone():
+                self._drop(client)
             if self._engine.is_compiling:
                 self._send_events(self._engine.admit_compiled())
             if self._engine.has_work:
                 self._send_events(self._engine.step())
             if time.monotonic() >= self._next_stats_s:
-                self._broadcast_stats()
+                self._next_stats_s = time.monotonic() + STATS_INTERVAL_S
+                self._transport.publish(self._engine.stats())
 
-    def _handle(self, client: bytes, message: ToEngine) -> None:
+    def _handle(self, client: bytes, message: EngineRequest | Abort) -> None:
         match message:
-            case Hello():
-                self._clients.add(client)
-                self._send(client, [self._engine.info, self._engine.stats()])
             case EngineRequest():
                 self._add(client, message)
             case Abort():
@@ -116,46 +119,33 @@ class EngineLoop:
         if owner is not None:  # a connection that was lost
             del self._owners[request.id]
             self._engine.abort(request.id)
-        num_deaths = self._suspects.get(request.id, 0)
+        num_deaths = self._suspects.get(request_id_of(request.id), 0)
         try:
             if num_deaths > MAX_DEATHS:
                 raise RequestRejected(Fault("internal", _DEADLY.format(num_deaths)))
             events = self._engine.add(request, is_suspect=num_deaths == MAX_DEATHS)
         except RequestRejected as exc:
-            self._send(client, [Finished(request.id, "error", fault=exc.fault)])
+            self._transport.send(client, [Finished(request.id, "error", fault=exc.fault)])
         except Exception as exc:  # a bug that this request meets: it would meet it again
             logger.exception("request not added")
             fault = Fault("internal", f"The request could not be added: {exc}")
-            self._send(client, [Finished(request.id, "error", fault=fault)])
+            self._transport.send(client, [Finished(request.id, "error", fault=fault)])
         else:
             self._owners[request.id] = client
             self._send_events(events)
 
     def _send_events(self, events: list[Event]) -> None:
         """Send each client its events in one frame."""
-        by_client: defaultdict[bytes, list[FromEngine]] = defaultdict(list)
+        by_client: defaultdict[bytes, list[Event]] = defaultdict(list)
         for event in events:
             by_client[self._owners[event.id]].append(event)
             if isinstance(event, Finished):
                 del self._owners[event.id]
         for client, messages in by_client.items():
-            self._send(client, messages)
-
-    def _broadcast_stats(self) -> None:
-        self._next_stats_s = time.monotonic() + STATS_INTERVAL_S
-        stats = self._engine.stats()
-        for client in list(self._clients):
-            self._send(client, [stats])
-
-    def _send(self, client: bytes, messages: list[FromEngine]) -> None:
-        try:
             self._transport.send(client, messages)
-        except ClientGone:
-            self._drop(client)
 
     def _drop(self, client: bytes) -> None:
         """Abort everything of a client that is gone."""
-        self._clients.discard(client)
         orphans = [request_id for request_id, owner in self._owners.items() if owner == client]
         logger.info("client gone", extra={"fields": {"aborted_sequences": len(orphans)}})
         for request_id in orphans:
@@ -182,7 +172,7 @@ def main() -> None:
     set_thread_policy()
     options = msgspec.json.decode(sys.stdin.readline(), type=ProcessOptions)
     configure_logging(options.log_format)
-    transport = RouterTransport(options.address)
+    transport = transport_at(options.address)
     try:
         # imports torch: after the socket is bound, so that clients connect meanwhile
         from engine.load import load_engine
@@ -197,7 +187,7 @@ def main() -> None:
     if options.journal is not None:
         journal = Journal(options.journal)
         engine.runner = JournaledRunner(engine.runner, journal)
-    loop = EngineLoop(engine, transport, journal, options.suspects)
+    loop = EngineLoop(engine, transport, journal, options.suspects, on_open=_say_ready)
 
     def stop(signum: int, frame: FrameType | None) -> None:
         loop.stop()
@@ -209,11 +199,17 @@ def main() -> None:
         engine.grammars.start()
     try:
         loop.run()
-    except RankLost as exc:
+    except (EngineError, RankLost) as exc:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(1)
     engine.close()
     transport.close()
+
+
+def _say_ready() -> None:
+    """The one line on standard output."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
 
 
 def _stop_with_parent(loop: EngineLoop) -> None:

@@ -1,4 +1,4 @@
-"""The `qwen-serve` command: serve, pull, quantize and chat.
+"""The `qwen-serve` command: serve (or its halves, server and engine), pull, quantize and chat.
 
 Turns flags into calls and errors into one line and an exit status: 2 for a bad option, 1 for
 anything that failed. The options of `serve` come from server/options.py.
@@ -6,7 +6,8 @@ anything that failed. The options of `serve` come from server/options.py.
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -63,38 +64,55 @@ def main(
     """Serve models of the Qwen family over the OpenAI API."""
 
 
-def _serve_command(**flags: str | bool | Sequence[str] | None) -> None:
+Flags = str | bool | Sequence[str] | None
+
+
+def _serve_command(**flags: Flags) -> None:
+    _run_halves(flags, has_server=True, has_engine=True)
+
+
+def _server_command(**flags: Flags) -> None:
+    _run_halves(flags, has_server=True, has_engine=False)
+
+
+def _engine_command(**flags: Flags) -> None:
+    _run_halves(flags, has_server=False, has_engine=True)
+
+
+def _run_halves(flags: Mapping[str, Flags], *, has_server: bool, has_engine: bool) -> NoReturn:
     try:
         config = resolve(flags, os.environ)
     except SettingsError as exc:
         _fail(exc, 2)
+    if config.server.queue is None and not (has_server and has_engine):
+        _fail("a server and an engine that are apart need a --queue that both can reach", 2)
     configure(config.server.log_format)
     try:
-        status = _serve(config)
+        # The port first: to find it taken after a download or a model load would waste minutes.
+        with listen(config.server.host, config.server.port) if has_server else nullcontext() as at:
+            status = supervise(_with_model(config), at, has_engine=has_engine)
     except (PullError, StartError) as exc:
         _fail(exc, 1)
     raise typer.Exit(status)
 
 
-def _serve(config: ServeConfig) -> int:
-    # The port first: to find it taken after a download or a model load would waste minutes.
-    with listen(config.server.host, config.server.port) as listener:
-        path = pull(
-            config.engine.model,
-            Path(config.data_dir),
-            source=config.source,
-            revision=config.revision,
-        )
-        names = config.server.served_model_names or (default_name(config.engine.model, path),)
-        replace = msgspec.structs.replace
-        config = replace(
-            config,
-            server=replace(config.server, served_model_names=names),
-            engine=replace(
-                config.engine, model=os.path.abspath(path), draft_model=_pull_draft_model(config)
-            ),
-        )
-        return supervise(config, listener)
+def _with_model(config: ServeConfig) -> ServeConfig:
+    """The same once the model is on disk."""
+    path = pull(
+        config.engine.model,
+        Path(config.data_dir),
+        source=config.source,
+        revision=config.revision,
+    )
+    names = config.server.served_model_names or (default_name(config.engine.model, path),)
+    replace = msgspec.structs.replace
+    return replace(
+        config,
+        server=replace(config.server, served_model_names=names),
+        engine=replace(
+            config.engine, model=os.path.abspath(path), draft_model=_pull_draft_model(config)
+        ),
+    )
 
 
 def _pull_draft_model(config: ServeConfig) -> str | None:
@@ -127,16 +145,29 @@ def _parameter(option: Option) -> inspect.Parameter:
     )
 
 
-# Typer reads a command's options from its signature: this one is made from the list.
-_serve_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [_parameter(option) for option in OPTIONS]
+_SETTINGS = (
+    "Every option can also be set by an environment variable (QWEN_SERVE_PORT for --port) or in a "
+    "file (--config): a flag wins over the environment, and that over the file."
 )
-app.command(
-    "serve",
-    help="Serve a model on an OpenAI-compatible HTTP API. Every option can also be set by an "
-    "environment variable (QWEN_SERVE_PORT for --port) or in a file (--config): a flag wins over "
-    "the environment, and that over the file.",
-)(_serve_command)
+_HALVES = {
+    "serve": (_serve_command, "Serve a model on an OpenAI-compatible HTTP API."),
+    "server": (
+        _server_command,
+        "The HTTP half of `serve`, for the engines of a --queue. Takes the same options; what is "
+        "the engine's is not looked at, but for the model, whose tokenizer is needed.",
+    ),
+    "engine": (
+        _engine_command,
+        "The other half: one engine for the servers of a --queue. Takes the same options; what is "
+        "the server's is not looked at.",
+    ),
+}
+for _name, (_command, _help) in _HALVES.items():
+    # Typer reads a command's options from its signature: this one is made from the list.
+    _command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [_parameter(option) for option in OPTIONS]
+    )
+    app.command(_name, help=f"{_help} {_SETTINGS}")(_command)
 
 
 def _pull(

@@ -18,6 +18,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1  # HTTP processes on one engine
+    queue: str | None = None  # URL of a Redis between servers and engines; None = one machine
+    queue_name: str = "default"  # servers and engines of one name belong together
     served_model_names: tuple[str, ...] = ()  # the first is used in replies; empty = from the model
     api_keys: tuple[str, ...] = ()  # empty = no authentication
     unknown_fields: Literal["refuse", "warn"] = "refuse"  # warn: a header names the ignored fields
@@ -38,4 +40,4 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str
     source: Source = "huggingface"  # the hub that a model which is not on disk comes from
     revision: str | None = None  # branch, tag or commit; None = the hub's own default
-    engine_address: str  # ZeroMQ endpoint, ipc://...
+    engine_address: str  # of the queue: ipc://..., or what names.join_address makes

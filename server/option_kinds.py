@@ -8,6 +8,9 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from engine.redis_queue.names import is_redis
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
 _UNITS = {
@@ -54,6 +57,15 @@ def _parse_size(text: str) -> int:
     if num_bytes <= 0:
         raise ValueError("it must be more than 0 bytes")
     return num_bytes
+
+
+def _parse_redis_url(text: str) -> str:
+    parts = urlsplit(text.strip())
+    if not is_redis(text.strip()) or not (parts.hostname or parts.scheme == "unix"):
+        raise ValueError("it must be the URL of a Redis, as in redis://localhost:6379/0")
+    if parts.fragment:
+        raise ValueError("it must not have a part behind #")
+    return text.strip()
 
 
 def integer(minimum: int, maximum: int | None = None) -> Kind:
@@ -112,5 +124,6 @@ def _parse_object(text: str) -> dict[str, object]:
 
 
 OBJECT = Kind(metavar="JSON", parse=_parse_object, is_object=True)
+REDIS_URL = Kind(metavar="URL", parse=_parse_redis_url, is_text=True)
 SIZE = Kind(metavar="SIZE", parse=_parse_size)
 SWITCH = Kind(metavar="true|false", parse=_parse_switch, is_switch=True)

@@ -16,6 +16,7 @@ from engine.config import EngineConfig
 from server.config import ServeConfig, ServerConfig
 from server.option_kinds import (
     OBJECT,
+    REDIS_URL,
     SIZE,
     SWITCH,
     Kind,
@@ -208,6 +209,19 @@ OPTIONS: tuple[Option, ...] = (
         default_note="none: no key is asked for",
     ),
     Option("workers", integer(1, 64), "HTTP processes in front of the engine", ServerConfig),
+    Option(
+        "queue",
+        REDIS_URL,
+        "A Redis (redis://host:6379/0) through which many servers and engines work together",
+        ServerConfig,
+        default_note="none: the engine is on this machine",
+    ),
+    Option(
+        "queue_name",
+        text("NAME"),
+        "Which servers and engines of that Redis belong together: those of one model",
+        ServerConfig,
+    ),
     Option(
         "unknown_fields",
         _words(ServerConfig, "unknown_fields"),

@@ -156,8 +156,11 @@ def _bad_value(option: Option, text: str, source: str, reason: str) -> SettingsE
 
 
 def _shown(name: str, text: str) -> str:
-    """A value as an error message may show it: never a key, not even under a mistyped name."""
-    return "(hidden)" if "key" in name.lower() else repr(text)
+    """A value as an error message may show it: never a key or a password, not even under a
+    mistyped name.
+    """
+    is_secret = "key" in name.lower() or ("@" in text and "://" in text)
+    return "(hidden)" if is_secret else repr(text)
 
 
 def _build(values: Mapping[str, object]) -> ServeConfig:

@@ -1,5 +1,5 @@
 """`qwen-serve serve`: starts the engine and the HTTP workers, and keeps them running until told to
-stop.
+stop; `qwen-serve engine` and `qwen-serve server`: the same of one half.
 
 Owns the listening socket, the run-time folder with the queue's socket, the restarts (of an engine
 that hangs, too) and the drain.
@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from engine.journal import read as read_journal
+from engine.redis_queue.names import join_address
 from server.blame import Blame
 from server.child import Child, ChildCommand
 from server.config import ServeConfig
@@ -80,24 +81,43 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(config: ServeConfig, listener: socket.socket, *, commands: Commands | None = None) -> int:
+def serve(
+    config: ServeConfig,
+    listener: socket.socket | None,
+    *,
+    has_engine: bool = True,
+    commands: Commands | None = None,
+) -> int:
     """Serve until a signal; return the exit status. `config.engine.model` is a local path
-    and `listener` is closed when the server stops accepting.
+    and `listener` is closed when the server stops accepting; None: there is no HTTP half.
 
-    Raises StartError when the engine or a worker ends before everything was ready.
+    Halves that are apart need a queue. Raises StartError when the engine or a worker ends before
+    everything was ready.
     """
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="qwen-serve-") as folder:
         runtime = Path(folder)  # 0700
-        config = msgspec.structs.replace(config, engine_address=f"ipc://{runtime}/engine")
+        queue = config.server.queue
+        is_apart = listener is None or not has_engine
+        assert queue is not None or not is_apart
+        address = f"ipc://{runtime}/engine"
+        if queue is not None:
+            address = join_address(queue, config.server.queue_name)
+        config = msgspec.structs.replace(config, engine_address=address)
         multiprocess_dir = None
-        if config.server.workers > 1:
+        if listener is not None and config.server.workers > 1:
             from server.metrics import share_between_workers  # not needed by one worker
 
             share_between_workers(runtime / "metrics")
             multiprocess_dir = runtime / "metrics"
         supervisor = _Supervisor(
-            config, listener, commands or Commands(), runtime, multiprocess_dir, started_s
+            config,
+            listener,
+            has_engine,
+            commands or Commands(),
+            runtime,
+            multiprocess_dir,
+            started_s,
         )
         return asyncio.run(supervisor.run())
 
@@ -108,7 +128,8 @@ class _Supervisor:
     def __init__(
         self,
         config: ServeConfig,
-        listener: socket.socket,
+        listener: socket.socket | None,
+        has_engine: bool,
         commands: Commands,
         runtime: Path,
         multiprocess_dir: Path | None,
@@ -116,6 +137,8 @@ class _Supervisor:
     ) -> None:
         self._config = config
         self._listener = listener
+        self._has_engine = has_engine
+        self._num_workers = config.server.workers if listener is not None else 0
         self._multiprocess_dir = multiprocess_dir
         self._started_s = started_s
         self._stop = asyncio.Event()
@@ -132,11 +155,12 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal)
-        # The engine first: it takes the longest.
-        workers = [partial(self._worker_command, i) for i in range(self._config.server.workers)]
-        keepers = [asyncio.create_task(self._keep(self._engine_command))]
+        keepers = []
+        if self._has_engine:  # first: it takes the longest
+            keepers.append(asyncio.create_task(self._keep(self._engine_command)))
+            keepers.append(asyncio.create_task(self._watch_engine()))
+        workers = [partial(self._worker_command, i) for i in range(self._num_workers)]
         keepers += [asyncio.create_task(self._keep(worker)) for worker in workers]
-        keepers.append(asyncio.create_task(self._watch_engine()))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             done, _ = await asyncio.wait((*keepers, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -212,7 +236,8 @@ class _Supervisor:
 
     async def _drain(self) -> None:
         """Workers finish their streams, then the engine goes."""
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         engine = self._children.get(_ENGINE)
         workers = [child for child in self._children.values() if child is not engine]
         limit_s = self._config.server.drain_timeout + _DRAIN_MARGIN_S
@@ -224,13 +249,22 @@ class _Supervisor:
         """A worker's one line on standard output: it serves the model."""
         model = msgspec.json.decode(line)["model"]
         self._num_ready += 1
-        if self._num_ready == self._config.server.workers:
-            self._ready.set()
-            seconds = time.monotonic() - self._started_s
-            sys.stdout.write(f"ready: {self._url()} model {model} in {seconds:.1f} s\n")
-            sys.stdout.flush()
+        if self._num_ready == self._num_workers:
+            self._is_ready(f"{self._url()} model {model}")
+
+    def _on_engine_line(self, line: str) -> None:
+        """The engine's one line on standard output: its model is loaded and it takes requests."""
+        if self._num_workers == 0 and not self._ready.is_set():
+            self._is_ready(f"engine of queue {self._config.server.queue_name}")
+
+    def _is_ready(self, what: str) -> None:
+        self._ready.set()
+        seconds = time.monotonic() - self._started_s
+        sys.stdout.write(f"ready: {what} in {seconds:.1f} s\n")
+        sys.stdout.flush()
 
     def _url(self) -> str:
+        assert self._listener is not None
         host, port = self._listener.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
@@ -242,9 +276,15 @@ class _Supervisor:
             "journal": str(self._journal),
             "suspects": self._blame.suspects,
         }
-        return ChildCommand(_ENGINE, self._commands.engine, msgspec.json.encode(options))
+        return ChildCommand(
+            _ENGINE,
+            self._commands.engine,
+            msgspec.json.encode(options),
+            on_line=self._on_engine_line,
+        )
 
     def _worker_command(self, index: int) -> ChildCommand:
+        assert self._listener is not None
         options = {
             "config": self._config,
             "socket_fd": self._listener.fileno(),

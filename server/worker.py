@@ -20,7 +20,7 @@ import uvloop
 
 from engine.checkpoint import Checkpoint
 from engine.errors import EngineError
-from engine.ipc import IpcClient
+from engine.queue import client_at
 from protocol.tools.formats import ToolFormat
 from server.admission import Admission
 from server.app import create_app
@@ -66,7 +66,7 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
     Raises EngineError when the model cannot be served.
     """
     config = options.config
-    engine = IpcClient(config.engine_address)
+    engine = client_at(config.engine_address)
     resources.push_async_callback(engine.aclose)
     starting = asyncio.create_task(engine.start())
     try:

@@ -17,7 +17,7 @@ PACKAGES = ("engine", "loadtest", "protocol", "server", "tests")
 THIRD_PARTY = {
     "protocol": {"jinja2", "markupsafe", "msgspec", "pydantic", "pydantic_core"}
     | {"sentencepiece", "tiktoken", "tokenizers"},
-    "engine": {"gguf", "llguidance", "msgspec", "numpy", "safetensors", "torch", "zmq"},
+    "engine": {"gguf", "llguidance", "msgspec", "numpy", "redis"} | {"safetensors", "torch", "zmq"},
 }
 OURS = {
     "protocol": {"protocol"},
@@ -27,7 +27,7 @@ OURS = {
 ENGINE_FOR_THE_SERVER = {
     *("engine.checkpoint", "engine.client", "engine.config", "engine.errors", "engine.fake"),
     *("engine.gguf", "engine.ipc", "engine.journal", "engine.messages", "engine.quantize_job"),
-    "engine.tokenizer_files",
+    *("engine.queue", "engine.redis_queue.names", "engine.tokenizer_files"),
 }
 WITHOUT_TORCH = (
     *sorted(ENGINE_FOR_THE_SERVER),

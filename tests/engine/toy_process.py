@@ -1,13 +1,17 @@
-"""A real engine process around the toy model, for `python -m tests.engine.toy_process`."""
+"""A real engine process around the toy model: `python -m tests.engine.toy_process ADDRESS DELAY_S
+[MAX_MODEL_LEN]`. Ends well on SIGTERM.
+"""
 
+import signal
 import sys
 import time
 from collections.abc import Sequence as ListLike
 
+from engine.errors import EngineError
 from engine.process import EngineLoop
 from engine.results import ChunkResult
 from engine.sequence import Chunk
-from engine.transport import RouterTransport
+from engine.transport import transport_at
 from tests.engine.toy_runner import ToyRunner, toy_engine
 
 
@@ -27,9 +31,17 @@ class SlowToyRunner(ToyRunner):
 
 def main() -> None:
     address, delay_s = sys.argv[1], float(sys.argv[2])
-    engine, _ = toy_engine(max_model_len=2000, num_blocks=600)
+    max_model_len = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
+    engine, _ = toy_engine(max_model_len=max_model_len, num_blocks=600)
     engine.runner = SlowToyRunner(engine.info.block_size, delay_s)
-    EngineLoop(engine, RouterTransport(address)).run()
+    transport = transport_at(address)
+    loop = EngineLoop(engine, transport)
+    signal.signal(signal.SIGTERM, lambda *_: loop.stop())
+    try:
+        loop.run()
+    except EngineError as exc:
+        sys.exit(f"error: {exc}")
+    transport.close()
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from engine.messages import (
     Abort,
     EngineInfo,
     EngineRequest,
-    EngineStats,
     Finished,
-    Hello,
     TokenEvent,
 )
 from engine.transport import RouterTransport
@@ -40,14 +38,13 @@ def serve_engine(address: str, journal_path: str, go: Path | None) -> None:
     while go is not None and not go.exists():
         time.sleep(0.01)
     journal = Journal(journal_path)
+    transport.open(INFO, 64)
     live: dict[str, tuple[bytes, EngineRequest, int]] = {}
     while True:
         journal.turn()
         transport.wait(TOKEN_INTERVAL_S)
         for client, message in transport.receive():
             match message:
-                case Hello():
-                    transport.send(client, [INFO, EngineStats()])
                 case EngineRequest():
                     known = message.progress.token_ids if message.progress else []
                     live[message.id] = (client, message, len(known))
