@@ -74,14 +74,18 @@ def our_recipe(
 ) -> Recipe:
     """`qwen-serve serve`, of this installation unless `program` is another's."""
     program = program or str(Path(sys.executable).with_name("qwen-serve"))
-    command = (program, "serve", "--model", model, "--num-threads", str(limits.num_threads))
-    own = ("--max-model-len", str(limits.max_model_len), "--max-num-seqs", str(limits.max_num_seqs))
-    memory = ("--kv-cache-memory", f"{limits.kv_cache_gib}GiB")
     return Recipe(
         name,
-        (*command, *own, *memory, *options),
+        (program, "serve", *our_options(model, limits), *options),
         version_command=version_command(sys.executable, OURS),
     )
+
+
+def our_options(model: str, limits: Limits) -> tuple[str, ...]:
+    """What `qwen-serve` is told of a model and its limits."""
+    own = ("--max-model-len", str(limits.max_model_len), "--max-num-seqs", str(limits.max_num_seqs))
+    memory = ("--kv-cache-memory", f"{limits.kv_cache_gib}GiB")
+    return ("--model", model, "--num-threads", str(limits.num_threads), *own, *memory)
 
 
 def llama_recipe(

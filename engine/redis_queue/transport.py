@@ -217,6 +217,8 @@ class RedisTransport:
                 for stream, entries in _entries_by_stream(reply):
                     self._take(stream, entries)
             except redis.ResponseError as exc:
+                if self._is_closing:
+                    return  # the stream has been deleted
                 if not str(exc).startswith("NOGROUP"):
                     self._complain(exc)
                 self._patiently(self._create_groups)  # Redis has forgotten everything

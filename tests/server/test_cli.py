@@ -24,7 +24,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeConfig]:
     """What `serve` would have been called with."""
     configs: list[ServeConfig] = []
 
-    def supervise(config: ServeConfig, listener: socket.socket) -> int:
+    def supervise(config: ServeConfig, listener: socket.socket, *, has_engine: bool) -> int:
+        assert has_engine
         listener.close()
         configs.append(config)
         return 0
@@ -62,6 +63,25 @@ def test_flags_reach_the_supervisor(
     assert config.server.api_keys == ("k1", "k2")
     assert config.server.served_model_names == ("tiny",)
     assert config.data_dir == str(tmp_path / "data")
+
+
+@pytest.mark.parametrize("half", ["server", "engine"])
+def test_a_half_is_supervised_alone(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
+    given: list[tuple[str | None, bool, bool]] = []
+
+    def supervise(config: ServeConfig, listener: socket.socket | None, *, has_engine: bool) -> int:
+        given.append((config.server.queue, listener is not None, has_engine))
+        return 0
+
+    monkeypatch.setattr(cli, "supervise", supervise)
+    model = tmp_path / "tiny.gguf"
+    model.touch()
+    flags = ["--model", str(model), "--port", "0", "--queue", "redis://localhost:6379/0"]
+    result = runner.invoke(cli.app, [half, *flags])
+    assert result.exit_code == 0, result.output
+    assert given == [("redis://localhost:6379/0", half == "server", half == "engine")]
 
 
 def test_serve_takes_the_model_from_the_hub_and_revision_that_are_asked_for(
