@@ -217,7 +217,9 @@ class Builder:
                 source = self.build(options["from"]).root / options["source"].lstrip("/")
             binds.append((source, options["target"]))
         command = [*image.shell, step.value]
-        subprocess.run(contained(image, command, binds, environment=image.arguments, pass_on=True), check=True)
+        subprocess.run(
+            contained(image, command, binds, environment=image.arguments, pass_on=True), check=True
+        )
 
 
 def contained(
