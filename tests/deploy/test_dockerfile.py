@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.rehearse import Stage, read_stages
+from deploy.dockerfile import Stage, read_stages
 from tests.deploy.options import VARIABLES
 from tests.deploy.tools import ROOT, fails, installed, run
 
