@@ -26,7 +26,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # Where kernels do not compile, a wheel is built without them; an image must have them.
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip wheel --no-deps --wheel-dir /wheels . \
- && python -m zipfile --list /wheels/*.whl | grep --quiet engine/kernels/_generic
+ && python -m zipfile --list /wheels/*.whl | grep engine/kernels/_generic
 
 # All that both images have, but for Python packages.
 FROM python:${PYTHON} AS base
