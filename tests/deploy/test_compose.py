@@ -153,8 +153,8 @@ def test_the_keys_file_mounts_a_secret() -> None:
 
 
 def test_a_missing_keys_file_is_said() -> None:
-    command = [docker_compose(), "-f", "docker-compose.yml"]
-    assert "the file of keys" in fails(*command, "-f", "docker-compose.keys.yml", "config")
+    files = ("-f", "docker-compose.yml", "-f", "docker-compose.keys.yml")
+    assert "the file of keys" in fails(docker_compose(), *files, "config")
 
 
 def test_variables_are_options() -> None:

@@ -6,7 +6,7 @@ import kubernetes_validate
 import pytest
 
 from tests.deploy import kubernetes as k8s
-from tests.deploy.tools import ROOT, documents, from_wheel, run
+from tests.deploy.tools import END_S, ROOT, documents, from_wheel, run
 
 FOLDER = ROOT / "deploy" / "k8s"
 DRAIN_S = 60  # of base/options.yaml
@@ -61,7 +61,7 @@ def test_servers_drain(name: str) -> None:
 def test_engines_have_no_probes_but_time_to_hand_over() -> None:
     pod = k8s.pod_of(k8s.named(OVERLAYS["cluster"], "Deployment", "engine"))
     assert not {"startupProbe", "livenessProbe", "readinessProbe"} & set(pod["containers"][0])
-    assert pod["terminationGracePeriodSeconds"] > DRAIN_S + k8s.END_S
+    assert pod["terminationGracePeriodSeconds"] > DRAIN_S + END_S
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
