@@ -3,7 +3,7 @@
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -43,6 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"]))
         if self.server.drains:
             self.send_response(503)
+            self.send_header("Retry-After", "7")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -77,6 +78,19 @@ def serving(*upstreams: Upstream) -> Iterator[None]:
             upstream.server_close()
         for thread in threads:
             thread.join()
+
+
+@contextmanager
+def gone() -> Iterator[str]:
+    """An address where nobody answers and nobody refuses: a port whose queue is full."""
+    with socket.socket() as listener, ExitStack() as others:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            other = others.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextmanager
@@ -143,6 +157,21 @@ def test_a_server_that_drains_is_passed_over(upstream: Upstream, tmp_path: Path)
         replies = [httpx.post(f"{url}/v1/chat/completions", json={}) for _ in range(4)]
     assert [reply.status_code for reply in replies] == [200] * 4
     assert draining.num_requests > 0
+
+
+def test_a_server_that_has_gone_is_passed_over(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.go_on.set()
+    with gone() as address, gateway(tmp_path, address, upstream.address) as url:
+        replies = [httpx.post(f"{url}/v1/chat/completions", json={}, timeout=60) for _ in range(2)]
+    assert [reply.status_code for reply in replies] == [200] * 2
+
+
+def test_clients_are_told_when_to_come_back_where_no_server_takes_them(tmp_path: Path) -> None:
+    first, second = Upstream(drains=True), Upstream(drains=True)
+    with serving(first, second), gateway(tmp_path, first.address, second.address) as url:
+        reply = httpx.post(f"{url}/v1/chat/completions", json={})
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "7")
+    assert (first.num_requests, second.num_requests) == (1, 1)
 
 
 def test_metrics_stay_inside(upstream: Upstream, tmp_path: Path) -> None:
