@@ -185,7 +185,7 @@ def contained(
     inner = ["setpriv", *rights, "env", "-i", "-C", image.workdir]
     inner += [f"{name}={value}" for name, value in variables.items()]
     lines.append(f"exec chroot {root} {shlex.join([*inner, *command])}")
-    unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    unshare = ["unshare", "--mount", "--pid", "--fork"]
     return [*unshare, "sh", "-c", "\n".join(lines)]
 
 

@@ -96,7 +96,10 @@ def running(image: Image, data: Path, log: Path) -> Iterator[Container]:
     try:
         yield Container(image, data, port, process)
     finally:
-        process.kill()  # and, by --kill-child, all that is inside
+        if process.poll() is None:
+            for first in children(process.pid):
+                os.kill(first, signal.SIGKILL)  # and with process 1 all that is inside
+        process.kill()
         process.wait()
 
 
