@@ -9,11 +9,11 @@ TORCH  ?= torch==2.13.0
 ARGS   ?=
 
 BIN       := $(VENV)/bin
-CODE      := engine protocol server loadtest tests examples
+CODE      := engine protocol server loadtest deploy tests examples
 INSTALLED := $(VENV)/.installed
 DEV       := $(VENV)/.installed-dev
-# What tests start on loopback, as Debian names it (command:package).
-SERVERS   := redis-server:redis-server promtool:prometheus
+# Programs of others that tests run, as Debian names them (command:package).
+SERVERS   := redis-server:redis-server promtool:prometheus nginx:nginx-light systemd-analyze:systemd
 
 .PHONY: install serve test servers lint type check fmt bench
 .DEFAULT_GOAL := serve

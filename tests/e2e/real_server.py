@@ -4,13 +4,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
+PROGRAM = str(Path(sys.executable).with_name("qwen-serve"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,14 @@ class RealServer:
 
 
 @contextmanager
-def real_server(folder: Path, model: Path, *options: str) -> Iterator[RealServer]:
+def real_server(
+    folder: Path, model: Path, *options: str, command: Sequence[str] = (PROGRAM,)
+) -> Iterator[RealServer]:
     """Serve `model` on a free port until the block ends; then it must end well by itself."""
-    command = [str(Path(sys.executable).with_name("qwen-serve")), "serve"]
     log = folder / "server.log"
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            [*command, "--model", str(model), "--port", "0", *options],
+            [*command, "serve", "--model", str(model), "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=log_file,
             text=True,
