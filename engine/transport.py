@@ -41,9 +41,10 @@ class RouterTransport:
         """All (client, message) that have arrived; a foreign frame is logged and dropped."""
         messages: list[tuple[bytes, ToEngine]] = []
         while self._socket.poll(0):
-            client, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+            client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
-                messages += [(client, message) for message in codec.decode_to_engine(frame)]
+                for frame in frames:
+                    messages += [(client, message) for message in codec.decode_to_engine(frame)]
             except msgspec.DecodeError as exc:
                 logger.error("dropped a frame that is not a message: %s", exc)
         return messages
