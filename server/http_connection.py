@@ -160,11 +160,13 @@ class BoundedConnection(HttpToolsProtocol):
             self._reading = self.loop.call_later(timeout_s, self._is_too_slow, timeout_s)
 
     def _is_too_slow(self, timeout_s: float) -> None:
-        is_whole = not self._is_in_head and not (self._is_busy and self.cycle.more_body)
-        if self.flow.read_paused or (self._is_busy and is_whole):
+        has_begun = self._is_in_head or (self._is_busy and self.cycle.more_body)
+        if self.flow.read_paused or (self._is_busy and not has_begun):
             self._expect(timeout_s)  # it is we who do not read; or all there is is an empty line
-        else:
+        elif has_begun:
             self._refuse(_TOO_SLOW)
+        else:  # opened ahead of a request that did not come: an answer would be to the next one
+            self.transport.close()
 
     def _limit_writing(self) -> None:
         if self._writing is None:

@@ -258,8 +258,6 @@ def test_large_headers_are_taken(server: Server) -> None:
 
 
 SLOW = {
-    "nothing": b"",
-    "empty lines": b"\r\n\r\n",
     "half a line": b"GET /ec",
     "half a head": HEAD,
 }
@@ -269,6 +267,14 @@ SLOW = {
 def test_a_head_that_does_not_go_on(impatient: Server, beginning: bytes) -> None:
     assert statuses(impatient.say(beginning)) == [408]
     assert impatient.app.paths == []
+
+
+@pytest.mark.parametrize("beginning", [b"", b"\r\n\r\n"], ids=["nothing", "empty lines"])
+def test_a_connection_without_a_request_is_closed_in_silence(
+    impatient: Server, beginning: bytes
+) -> None:
+    assert impatient.say(beginning) == b""
+    assert impatient.num_connections == 0
 
 
 def test_a_head_that_drips(impatient: Server) -> None:
@@ -293,8 +299,9 @@ def test_a_body_that_does_not_come(impatient: Server) -> None:
 
 def test_the_next_request_of_a_connection_is_timed_too(impatient: Server) -> None:
     first = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
-    for rest in (b"\r\n", b"GET", HEAD):
+    for rest in (b"GET", HEAD):
         assert statuses(impatient.say(first, rest)) == [200, 408]
+    assert statuses(impatient.say(first, b"\r\n")) == [200]
 
 
 def test_an_answer_may_take_its_time(impatient: Server) -> None:
