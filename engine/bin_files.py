@@ -4,6 +4,7 @@ They are pickles: torch's restricted reader (weights_only) makes tensors of them
 """
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +43,15 @@ def _load(path: Path) -> object:
     try:
         # Files older than torch 1.6 are not archives and cannot be mapped.
         is_archive = _starts_as_archive(path)
+        if is_archive:
+            _refuse_compressed(path)
         content: object = torch.load(
             path, map_location="cpu", weights_only=True, mmap=True if is_archive else None
         )
     except FileNotFoundError as exc:
         raise CheckpointError(f"{path.parent} has no {path.name}.") from exc
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as exc:
         raise CheckpointError(
             f"{path} is damaged, or more than tensors: it could only be read by running code that "
@@ -55,6 +60,16 @@ def _load(path: Path) -> object:
     except Exception as exc:  # whatever the damage makes the reader stumble over
         raise CheckpointError(f"{path} is not a valid PyTorch file: {exc!r}.") from exc
     return content
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch writes no compressed archives. Mapped, they would be other weights without any error;
+    unpacked, a few megabytes can be more than the memory.
+    """
+    with zipfile.ZipFile(path) as archive:
+        compressed = [info.filename for info in archive.infolist() if info.compress_type]
+    if compressed:
+        raise CheckpointError(f"{path} is compressed ({compressed[0]!r}), which no weights are.")
 
 
 def _starts_as_archive(path: Path) -> bool:

@@ -161,7 +161,8 @@ class _Child:
         self._connection: Connection
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "engine.grammar_process", str(theirs.fileno())],
+            # -P: a folder named engine/ where the user stands is not ours
+            [sys.executable, "-P", "-m", "engine.grammar_process", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

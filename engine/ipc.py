@@ -149,7 +149,13 @@ class IpcClient:
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            for message in codec.decode_from_engine(await socket.recv()):
+            frame = await socket.recv()
+            try:
+                messages = codec.decode_from_engine(frame)
+            except msgspec.DecodeError as exc:
+                logger.error("dropped a frame that is not a message: %s", exc)
+                continue
+            for message in messages:
                 self._dispatch(message)
 
     def _dispatch(self, message: FromEngine) -> None:

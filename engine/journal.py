@@ -54,5 +54,5 @@ def read(path: Path) -> Entry:
             turned_at_s, length = _HEADER.unpack(file.read(_HEADER.size))
             content = file.read(min(length, _SIZE_BYTES))
         return Entry(turned_at_s, _decoder.decode(content) if length else [])
-    except (OSError, struct.error, msgspec.DecodeError):  # not there yet, or being written
+    except (OSError, ValueError, struct.error, RecursionError):  # not there yet, or being written
         return Entry(0.0, [])

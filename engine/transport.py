@@ -92,17 +92,9 @@ class RouterTransport:
     def receive(self) -> list[tuple[bytes, EngineRequest | Abort]]:
         messages: list[tuple[bytes, EngineRequest | Abort]] = []
         while self._socket.poll(0):
-            client, frame = self._socket.recv_multipart(zmq.NOBLOCK)
-            try:
-                decoded = codec.decode_to_engine(frame)
-            except msgspec.DecodeError as exc:
-                logger.error("dropped a frame that is not a message: %s", exc)
-                continue
-            for message in decoded:
-                if isinstance(message, Hello):
-                    self._greet(client)
-                else:
-                    messages.append((client, message))
+            client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            for frame in frames:
+                messages += self._messages_of(client, frame)
         return messages
 
     def send(self, client: bytes, messages: Sequence[FromEngine]) -> None:
@@ -126,6 +118,16 @@ class RouterTransport:
     def close(self) -> None:
         self._socket.close()
         self._context.term()
+
+    def _messages_of(self, client: bytes, frame: bytes) -> list[tuple[bytes, EngineRequest | Abort]]:
+        try:
+            decoded = codec.decode_to_engine(frame)
+        except msgspec.DecodeError as exc:
+            logger.error("dropped a frame that is not a message: %s", exc)
+            return []
+        if any(isinstance(message, Hello) for message in decoded):
+            self._greet(client)
+        return [(client, message) for message in decoded if not isinstance(message, Hello)]
 
     def _greet(self, client: bytes) -> None:
         assert self._info is not None, "open() comes before receive()"

@@ -16,13 +16,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from loadtest.chaos_requests import Request, requests
-from loadtest.processes import tree
+from loadtest.processes import arguments, tree
 from loadtest.servers import Limits, Server, our_recipe
 
 _TIMEOUT_S = 600.0
@@ -201,14 +200,7 @@ async def _is_ready(client: httpx.AsyncClient, root: str) -> bool:
 
 def engine_pid(server_pid: int) -> int | None:
     """Of the engine among a server's processes."""
-    for pid in tree(server_pid):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if _ENGINE.encode() in command.split(b"\0"):
-            return pid
-    return None
+    return next((pid for pid in tree(server_pid) if _ENGINE in arguments(pid)), None)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

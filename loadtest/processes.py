@@ -63,6 +63,38 @@ def memory(pid: int) -> Memory:
     return Memory(sum(map(_pss_bytes, processes)), sum(map(_peak_rss_bytes, processes)))
 
 
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one process holds now; zeros when it has ended.
+
+    Bytes are of pages that are its own: what it maps of files, such as weights, is not counted, as
+    that is the kernel's to drop, and is shared with whoever else maps it.
+    """
+
+    num_bytes: int = 0
+    num_files: int = 0
+    num_threads: int = 0
+
+
+def holdings(pid: int) -> Holdings:
+    """Of one process, not of its children."""
+    try:
+        num_files = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return Holdings()
+    fields = _stat(pid)
+    num_kilobytes = sum(_kilobytes(pid, "status", name) for name in ("RssAnon", "RssShmem"))
+    return Holdings(1024 * num_kilobytes, num_files, int(fields[17]) if fields else 0)
+
+
+def arguments(pid: int) -> list[str]:
+    """The command line of a process; empty when it has ended. Source: proc_pid_cmdline(5)."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
 @contextmanager
 def stopped(pids: list[int]) -> Iterator[None]:
     """Hold the trees under `pids` by SIGSTOP until the block ends."""

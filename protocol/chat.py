@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from protocol.chat_messages import Message
+from protocol.chat_messages import MAX_MESSAGES, Message
 from protocol.sampling import INT32_MAX, MAX_LOGPROBS, Refused, SamplingFields
 from protocol.structured_output import ResponseFormat, StructuredOutputs, check_output_format
 from protocol.tools.conversation import check_tool_messages
@@ -50,7 +50,7 @@ MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
 class ChatRequest(SamplingFields, ToolFields):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: MaxTokens | None = None
     max_tokens: MaxTokens | None = None  # OpenAI's old name of the same
     logprobs: bool | None = None

@@ -13,6 +13,9 @@ from protocol.validation import BRANCH, InvalidField
 _OTHER_PARTS = ("image_url", "input_audio", "file", "refusal")
 _STRING_OR_PARTS = "one of a string or array of objects"
 
+# Checking 100,000 takes seconds in which nothing else is answered. OpenAI takes 2,048.
+MAX_MESSAGES = 4096  # and parts of one, and calls
+
 
 def _refuse_other_parts(part: object) -> object:
     kind = part.get("type") if isinstance(part, dict) else None
@@ -45,7 +48,8 @@ class TextPart(RequestModel):
 
 
 Parts = Annotated[
-    list[Annotated[TextPart, BeforeValidator(_refuse_other_parts)]], Field(min_length=1)
+    list[Annotated[TextPart, BeforeValidator(_refuse_other_parts)]],
+    Field(min_length=1, max_length=MAX_MESSAGES),
 ]
 Content = Annotated[
     Annotated[str, Tag(BRANCH + "string")] | Annotated[Parts, Tag(BRANCH + "array")],
@@ -84,7 +88,11 @@ class Message(RequestModel):
     content: Content | None = None
     name: Name | None = None
     tool_calls: Annotated[
-        list[Annotated[CalledTool, BeforeValidator(_refuse_custom)]] | None,
+        Annotated[
+            list[Annotated[CalledTool, BeforeValidator(_refuse_custom)]],
+            Field(max_length=MAX_MESSAGES),
+        ]
+        | None,
         BeforeValidator(_null_if_empty),
     ] = None
     tool_call_id: str | None = None

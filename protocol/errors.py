@@ -31,6 +31,9 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 _MAX_QUOTED = 200  # characters of a model's name
+# What a client wrote is quoted in what it is told: an answer must not grow with it
+MAX_MESSAGE_CHARS = 1000
+MAX_PARAM_CHARS = 200
 
 
 class ApiError(Exception):
@@ -49,8 +52,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _clipped(message, MAX_MESSAGE_CHARS)
+        self.param = param and _clipped(param, MAX_PARAM_CHARS)
         self.code = code if code is not None else self.default_code
         self.headers = dict(headers or {})
 
@@ -59,6 +62,10 @@ class ApiError(Exception):
         return msgspec.json.encode(
             ErrorBody(ErrorDetail(self.message, self.type, self.param, self.code))
         )
+
+
+def _clipped(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 class InvalidRequest(ApiError):

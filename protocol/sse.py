@@ -42,6 +42,6 @@ class SseDecoder:
             if line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
             elif not line and self._data:
-                events.append(b"\n".join(self._data).decode())
+                events.append(b"\n".join(self._data).decode(errors="replace"))
                 self._data = []
         return events

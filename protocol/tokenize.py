@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from pydantic import Field, model_validator
 
-from protocol.chat_messages import Message
+from protocol.chat_messages import MAX_MESSAGES, Message
 from protocol.sampling import RequestModel, TokenId
 from protocol.tools.conversation import check_tool_messages
 from protocol.tools.request import ToolFields
@@ -18,7 +18,7 @@ class TokenizeRequest(ToolFields):
     model: str | None = None
     prompt: str | None = None
     add_special_tokens: bool = True  # with prompt: begin with the bos token if the model has one
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, object] | None = None

@@ -17,8 +17,18 @@ async def read_json_body(request: Request) -> bytes:
 
     The content type is more than a formality: other types a web page may send to any server, this
     one on the user's own machine too, without asking that server first (CORS).
-    Raises InvalidRequest for another content type, PayloadTooLarge as soon as it is too large.
+    Raises InvalidRequest for another content type or a compressed body, PayloadTooLarge as soon as
+    it is too large, or is said to be.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise InvalidRequest(
+            f"Unsupported content encoding: '{encoding[:MAX_QUOTED]}'. Send the body as it is: a "
+            "compressed one could be of any size.",
+            code="unsupported_content_encoding",
+        )
+    if _announced_bytes(request) > MAX_BODY_BYTES:
+        raise _too_large()
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         shown = content_type[:MAX_QUOTED]
@@ -33,8 +43,18 @@ async def read_json_body(request: Request) -> bytes:
     async for chunk in request.stream():
         num_bytes += len(chunk)
         if num_bytes > MAX_BODY_BYTES:
-            raise PayloadTooLarge(
-                f"The request's body is larger than {MAX_BODY_BYTES} bytes, the most that is read."
-            )
+            raise _too_large()
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _announced_bytes(request: Request) -> int:
+    """0 where there is no content-length, as with chunks; the HTTP parser lets only digits pass."""
+    length = request.headers.get("content-length", "0")
+    return int(length) if length.isascii() and length.isdigit() else 0
+
+
+def _too_large() -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The request's body is larger than {MAX_BODY_BYTES} bytes, the most that is read."
+    )

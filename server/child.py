@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -101,19 +101,36 @@ class Child:
 
     async def _read_stdout(self, on_line: Callable[[str], None]) -> None:
         assert self._process.stdout is not None
-        async for line in self._process.stdout:
+        async for line in _lines(self._process.stdout):
             on_line(line.decode(errors="replace").rstrip("\n"))
 
     async def _read_stderr(self) -> None:
         """Pass everything on but the error line, which the supervisor shows when it gives up."""
         assert self._process.stderr is not None
-        async for raw in self._process.stderr:
+        async for raw in _lines(self._process.stderr):
             line = raw.decode(errors="replace")
             if line.startswith(_ERROR_PREFIX):
                 self.error = line.removeprefix(_ERROR_PREFIX).strip()
             else:
                 sys.stderr.write(line)
                 sys.stderr.flush()
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Lines as they come. One that is longer than the limit comes in pieces.
+
+    To give up reading would be to stop the child: it waits where its pipe is full.
+    """
+    while True:
+        try:
+            line = await stream.readuntil()
+        except asyncio.LimitOverrunError as exc:
+            line = await stream.read(max(exc.consumed, 1))
+        except asyncio.IncompleteReadError as exc:
+            line = exc.partial
+        if not line:
+            return
+        yield line
 
 
 def _die_with_parent(parent: int) -> Callable[[], None] | None:

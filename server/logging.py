@@ -12,6 +12,8 @@ from typing import Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+_OWN_LINES = ("exception", "stack")  # are ours, and have lines
+
 LogFormat = Literal["json", "console"]
 
 # Added to every record, whoever made it.
@@ -71,8 +73,24 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 def _renderers(format: LogFormat, *, colors: bool) -> list[Processor]:
     if format == "console":
-        return [structlog.dev.ConsoleRenderer(colors=colors)]
+        return [_escape_control_characters, structlog.dev.ConsoleRenderer(colors=colors)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+
+def _escape_control_characters(
+    logger: WrappedLogger, name: str, event_dict: EventDict
+) -> EventDict:
+    """Clients choose paths and ids: none may end a line or speak to the terminal. JSON escapes."""
+    for key, value in event_dict.items():
+        if isinstance(value, str) and key not in _OWN_LINES and not value.isprintable():
+            event_dict[key] = "".join(map(_escaped, value))
+    return event_dict
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def _drop_color_message(logger: WrappedLogger, name: str, event_dict: EventDict) -> EventDict:

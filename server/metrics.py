@@ -27,6 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from engine.messages import EngineStats
+from server.event_loop_collector import EventLoopCollector
 
 _MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -83,6 +84,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         if multiprocess_dir is None:
             self._registry.register(self._engine)
+            self._registry.register(EventLoopCollector())
         self._create_request_metrics(model_name)
         self._create_http_metrics()
 
@@ -168,6 +170,7 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry, self._multiprocess_dir)  # type: ignore[no-untyped-call]
             registry.register(self._engine)
+            registry.register(EventLoopCollector())
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
 

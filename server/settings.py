@@ -118,6 +118,8 @@ def _parse_file(path: Path) -> dict[Any, Any]:
     except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as exc:
         reason = " ".join(str(exc).split())
         raise SettingsError(f"the configuration file {path} is not valid: {reason}") from exc
+    except RecursionError as exc:
+        raise SettingsError(f"the configuration file {path} is nested too deeply") from exc
     if parsed is None:
         return {}
     if not isinstance(parsed, dict):

@@ -44,6 +44,13 @@ _WATCH_S = 0.5
 _DUMP_S = 2.0  # for a hung engine to say where it hangs
 _DRAIN_MARGIN_S = 10.0  # beyond the limit that the workers have for their requests
 _ENGINE_STOP_S = 5.0
+_MAX_SHOWN = 200  # characters of a line
+
+
+class _Ready(msgspec.Struct, frozen=True):
+    """What a worker writes on standard output, on one line, once it serves the model."""
+
+    model: str
 
 
 class StartError(Exception):
@@ -247,7 +254,11 @@ class _Supervisor:
 
     def _on_worker_line(self, line: str) -> None:
         """A worker's one line on standard output: it serves the model."""
-        model = msgspec.json.decode(line)["model"]
+        try:
+            model = msgspec.json.decode(line, type=_Ready).model
+        except (msgspec.DecodeError, RecursionError):
+            logger.warning("a worker said what nobody reads", line=line[:_MAX_SHOWN])
+            return
         self._num_ready += 1
         if self._num_ready == self._num_workers:
             self._is_ready(f"{self._url()} model {model}")

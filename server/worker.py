@@ -27,6 +27,7 @@ from server.app import create_app
 from server.config import ServeConfig
 from server.draining import drain
 from server.gate import Gate
+from server.http_connection import BoundedConnection
 from server.logging import configure, get_logger
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
@@ -93,7 +94,7 @@ async def _serve(options: WorkerOptions) -> int:
     server = _Server(
         uvicorn.Config(
             gate,
-            http="httptools",
+            http=BoundedConnection,
             ws="none",
             lifespan="off",  # load_app runs the real application's
             log_config=None,

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
-from protocol.chat import ChatRequest
+from protocol.chat import ChatCompletion, ChatRequest
 from protocol.validation import parse
 from server.body import read_json_body
 from server.chat_plan import plan_chat
@@ -12,7 +12,7 @@ from server.chat_writer import ChatWriter
 from server.convert import check_model
 from server.generation import Generation
 from server.offload import call_sized
-from server.openapi import request_body
+from server.openapi import answers, request_body
 from server.state import AppState
 from server.streaming import ignored_header, respond
 
@@ -21,7 +21,12 @@ PATH = "/v1/chat/completions"
 router = APIRouter()
 
 
-@router.post(PATH, openapi_extra=request_body(ChatRequest))
+@router.post(
+    PATH,
+    openapi_extra=request_body(ChatRequest),
+    responses=answers(ChatCompletion, streams=True),
+    response_class=Response,
+)
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation with n choices, as one reply or as a stream."""
     state: AppState = request.app.state.qwen

@@ -24,7 +24,7 @@ from server.choice import Delta
 from server.convert import check_model, completion_requests, system_fingerprint
 from server.generation import Generation
 from server.offload import call_sized
-from server.openapi import request_body
+from server.openapi import answers, request_body
 from server.output_text import TextOptions
 from server.state import AppState, ServedModel
 from server.streaming import ignored_header, respond
@@ -36,7 +36,12 @@ _BYTES_MARK = "bytes:"
 router = APIRouter()
 
 
-@router.post(PATH, openapi_extra=request_body(CompletionRequest))
+@router.post(
+    PATH,
+    openapi_extra=request_body(CompletionRequest),
+    responses=answers(Completion, streams=True),
+    response_class=Response,
+)
 async def create_completion(request: Request) -> Response:
     """Continue one or many prompts with n choices each, as one reply or as a stream."""
     state: AppState = request.app.state.qwen

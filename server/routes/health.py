@@ -7,6 +7,7 @@ requests. /health is /readyz under the name that other inference servers use.
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from server.openapi import answers_or_is_unavailable
 from server.state import AppState
 
 router = APIRouter()
@@ -17,7 +18,10 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str | None = None  # one sentence, absent when all is well
 
 
-@router.get("/livez")
+_ANSWERS = answers_or_is_unavailable(Health)
+
+
+@router.get("/livez", responses=_ANSWERS, response_class=Response)
 async def live(request: Request) -> Response:
     state: AppState = request.app.state.qwen
     silent_s = state.engine.silent_s()
@@ -27,8 +31,8 @@ async def live(request: Request) -> Response:
     return _reply(Health("unavailable", reason), 503)
 
 
-@router.get("/readyz")
-@router.get("/health")
+@router.get("/readyz", responses=_ANSWERS, response_class=Response)
+@router.get("/health", responses=_ANSWERS, response_class=Response)
 async def ready(request: Request) -> Response:
     state: AppState = request.app.state.qwen
     reason = state.engine.health()

@@ -2,12 +2,13 @@
 
 from fastapi import APIRouter, Request, Response
 
+from server.openapi import answers_text
 from server.state import AppState
 
 router = APIRouter()
 
 
-@router.get("/metrics")
+@router.get("/metrics", responses=answers_text(), response_class=Response)
 async def metrics(request: Request) -> Response:
     state: AppState = request.app.state.qwen
     body, content_type = state.metrics.render()

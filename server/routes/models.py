@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 
 from protocol.errors import ModelNotFound
 from protocol.models import Model, ModelList
+from server.openapi import answers
 from server.state import AppState, ServedModel
 
 router = APIRouter()
@@ -16,14 +17,20 @@ class ModelWithLimit(Model, frozen=True, kw_only=True):
     max_model_len: int  # tokens, prompt and output together
 
 
-@router.get("/v1/models")
+class ModelsWithLimit(ModelList, frozen=True, kw_only=True):
+    data: list[ModelWithLimit]  # type: ignore[assignment]
+
+
+@router.get("/v1/models", responses=answers(ModelsWithLimit), response_class=Response)
 async def list_models(request: Request) -> Response:
     state: AppState = request.app.state.qwen
     models = [_describe(name, state.model) for name in state.model.names]
-    return _reply(ModelList(data=[*models]))
+    return _reply(ModelsWithLimit(data=models))
 
 
-@router.get("/v1/models/{model:path}")  # names may hold slashes, as on the hub
+@router.get(  # names may hold slashes, as on the hub
+    "/v1/models/{model:path}", responses=answers(ModelWithLimit), response_class=Response
+)
 async def retrieve_model(request: Request, model: str) -> Response:
     state: AppState = request.app.state.qwen
     if model not in state.model.names:

@@ -4,8 +4,6 @@
 would compute, and refuses what they refuse.
 """
 
-import asyncio
-
 import msgspec
 from fastapi import APIRouter, Request, Response
 
@@ -15,6 +13,8 @@ from protocol.tokenizer import Tokenizer
 from protocol.validation import parse
 from server.body import read_json_body
 from server.convert import check_model
+from server.offload import call_sized
+from server.openapi import answers, request_body
 from server.prompts import encode_messages, encode_prompt
 from server.state import AppState, ServedModel
 from server.streaming import ignored_header
@@ -22,15 +22,19 @@ from server.streaming import ignored_header
 router = APIRouter()
 
 
-@router.post("/tokenize")
+@router.post(
+    "/tokenize",
+    openapi_extra=request_body(TokenizeRequest),
+    responses=answers(TokenizeReply),
+    response_class=Response,
+)
 async def tokenize(request: Request) -> Response:
     state: AppState = request.app.state.qwen
     raw_body = await read_json_body(request)
     body, ignored = parse(TokenizeRequest, raw_body, state.config.unknown_fields)
     if body.model is not None:
         check_model(body.model, state.model)
-    # off the event loop: a long text takes as long as thousands of stream chunks
-    token_ids = await asyncio.to_thread(_encode, body, state.model)
+    token_ids = await call_sized(len(raw_body), _encode, body, state.model)
     reply = TokenizeReply(
         count=len(token_ids),
         max_model_len=state.model.max_model_len,
@@ -40,7 +44,12 @@ async def tokenize(request: Request) -> Response:
     return _reply(reply, ignored)
 
 
-@router.post("/detokenize")
+@router.post(
+    "/detokenize",
+    openapi_extra=request_body(DetokenizeRequest),
+    responses=answers(DetokenizeReply),
+    response_class=Response,
+)
 async def detokenize(request: Request) -> Response:
     state: AppState = request.app.state.qwen
     raw_body = await read_json_body(request)
@@ -56,7 +65,7 @@ async def detokenize(request: Request) -> Response:
                 param=f"tokens[{i}]",
                 code="invalid_value",
             )
-    text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special=False)
+    text = await call_sized(len(raw_body), tokenizer.decode, body.tokens, skip_special=False)
     return _reply(DetokenizeReply(prompt=text), ignored)
 
 

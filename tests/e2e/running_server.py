@@ -14,6 +14,7 @@ from engine.fake import FakeEngine
 from server.admission import Admission
 from server.app import create_app
 from server.config import ServerConfig
+from server.http_connection import BoundedConnection
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
 from server.state import AppState
@@ -40,7 +41,13 @@ def build_state(model_path: Path, engine: FakeEngine, config: ServerConfig) -> A
 def serve(state: AppState) -> Iterator[RunningServer]:
     """Serve until the block ends; its connections are closed by then."""
     config = uvicorn.Config(
-        create_app(state), host="127.0.0.1", port=0, log_config=None, access_log=False, ws="none"
+        create_app(state),
+        host="127.0.0.1",
+        port=0,
+        http=BoundedConnection,
+        log_config=None,
+        access_log=False,
+        ws="none",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")

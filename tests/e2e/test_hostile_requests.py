@@ -1,6 +1,7 @@
 """Requests made to break the server: each gets a 4xx of OpenAI at once, and the next is served."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,17 @@ def test_control_text_of_a_user_is_no_control_token(client: httpx.Client) -> Non
 def test_a_nul_is_text(client: httpx.Client) -> None:
     messages = [{"role": "user", "content": "a\0b"}]
     assert client.post(CHAT, content=chat(messages=messages, max_tokens=2)).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "x" * 500])
+def test_a_compressed_body_is_not_unpacked(client: httpx.Client, encoding: str) -> None:
+    response = client.post(CHAT, content=chat(), headers={"content-encoding": encoding})
+    check_refused(response, 400, "unsupported_content_encoding")
+
+
+def test_a_body_that_is_said_to_be_too_large_is_not_waited_for(client: httpx.Client) -> None:
+    address = (client.base_url.host, client.base_url.port or 0)
+    with socket.create_connection(address, timeout=60) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        connection.sendall(head.encode() + b"content-length: 9223372036854775807\r\n\r\n{")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")

@@ -11,7 +11,9 @@ from loadtest.processes import (
     Memory,
     PeakMemory,
     StallWatch,
+    arguments,
     cpu_s,
+    holdings,
     memory,
     stopped,
     tree,
@@ -139,3 +141,21 @@ def test_a_machine_that_stands_still_is_noticed() -> None:
         process.stdin.flush()
         assert float(process.stdout.readline()) > 0.5
     assert 0 <= StallWatch().close() < 60
+
+
+def test_what_one_process_holds() -> None:
+    with family() as parent:
+        _, child = tree(parent.pid)
+        before = holdings(child)
+        assert before.num_files >= 3 and before.num_threads == 1
+        hold(parent, 64 * MEGABYTE)
+        assert holdings(child).num_bytes - before.num_bytes > 60 * MEGABYTE
+        assert holdings(parent.pid).num_bytes < 64 * MEGABYTE  # its own alone
+
+
+def test_what_has_ended_holds_nothing() -> None:
+    with family() as parent:
+        _, child = tree(parent.pid)
+        assert arguments(child)[:2] == [sys.executable, "-c"]
+    wait_until(lambda: holdings(child).num_files == 0)
+    assert (holdings(child).num_bytes, arguments(child)) == (0, [])

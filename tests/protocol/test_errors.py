@@ -8,6 +8,8 @@ import pytest
 from openai._exceptions import APIStatusError
 
 from protocol.errors import (
+    MAX_MESSAGE_CHARS,
+    MAX_PARAM_CHARS,
     ApiError,
     ContextLengthExceeded,
     EngineUnavailable,
@@ -73,3 +75,11 @@ def test_documented_codes() -> None:
 def test_internal_tells_nothing() -> None:
     error = Internal()
     assert (error.status, error.type, error.code) == (500, "server_error", None)
+
+
+def test_an_answer_does_not_grow_with_what_is_quoted() -> None:
+    error = InvalidRequest("a" * 10**6, param="b" * 10**6)
+    assert len(error.message) == MAX_MESSAGE_CHARS and error.message.endswith("a ...")
+    assert error.param is not None and len(error.param) == MAX_PARAM_CHARS
+    exact = InvalidRequest("a" * MAX_MESSAGE_CHARS, param="")
+    assert (exact.message, exact.param) == ("a" * MAX_MESSAGE_CHARS, "")

@@ -199,3 +199,11 @@ def test_every_field_of_both_structs_has_an_option() -> None:
     for struct in (ServerConfig, EngineConfig):
         targets = {option.target for option in OPTIONS if option.struct is struct}
         assert targets == set(struct.__struct_fields__)
+
+
+@pytest.mark.parametrize("content", ["port: " + "[" * 5000, "port: " + "{a: " * 5000])
+def test_a_file_that_is_nested_too_deeply(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match="nested too deeply"):
+        resolve({"config": str(path)}, {})

@@ -193,6 +193,15 @@ def test_no_key_is_in_a_list_of_processes(start: Start) -> None:
             assert API_KEY.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
 
 
+def test_other_users_of_the_machine_cannot_reach_the_queue(start: Start) -> None:
+    start().wait_ready()
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    queues = {Path(path) for line in lines if (path := line.split()[-1]).endswith("/engine")}
+    folders = [path.parent for path in queues if path.parent.name.startswith("qwen-serve-")]
+    ours = [folder for folder in folders if folder.exists()]  # others may have just ended
+    assert ours and {folder.stat().st_mode & 0o777 for folder in ours} == {0o700}
+
+
 def test_a_port_in_use() -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
