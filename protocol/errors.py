@@ -6,7 +6,7 @@ keys present, `code` a string or null.
 
 ApiError
   InvalidRequest 400
-    ContextLengthExceeded 400   Unauthorized 401   MethodNotAllowed 405
+    ContextLengthExceeded 400   Unauthorized 401   Forbidden 403   MethodNotAllowed 405
     NotFound 404 <- ModelNotFound 404
   RateLimited 429   Overloaded 503   EngineUnavailable 503   Internal 500
 """
@@ -78,6 +78,13 @@ class Unauthorized(InvalidRequest):
     """No API key, or one that is not ours."""
 
     status = 401
+
+
+class Forbidden(InvalidRequest):
+    """A key of ours that may not do this."""
+
+    status = 403
+    default_code = "insufficient_permissions"
 
 
 class NotFound(InvalidRequest):

@@ -1,4 +1,4 @@
-"""The `qwen-serve` command: serve, pull, quantize and chat.
+"""The `qwen-serve` command: serve, pull, quantize, keys and chat.
 
 Turns flags into calls and errors into one line and an exit status: 2 for a bad option, 1 for
 anything that failed. The options of `serve` come from server/options.py.
@@ -15,9 +15,12 @@ import msgspec
 import typer
 
 from engine.quantize_job import QuantizeOptions
+from server.access import Access
 from server.chat_client import ChatClient, ChatError
 from server.chat_session import ChatSession
 from server.config import ServeConfig, Source
+from server.key_commands import commands as key_commands
+from server.key_file import KeyFileError
 from server.logging import configure
 from server.options import EMBEDDED_MODEL, OPTIONS, Option
 from server.pull import default_name, pull
@@ -34,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(key_commands, name="keys")
 
 
 def _fail(message: object, status: int) -> NoReturn:
@@ -66,7 +70,8 @@ def main(
 def _serve_command(**flags: str | bool | Sequence[str] | None) -> None:
     try:
         config = resolve(flags, os.environ)
-    except SettingsError as exc:
+        Access(config.server)  # what is wrong with the keys is found before anything is loaded
+    except (SettingsError, KeyFileError) as exc:
         _fail(exc, 2)
     configure(config.server.log_format)
     try:

@@ -19,7 +19,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     workers: int = 1  # HTTP processes on one engine
     served_model_names: tuple[str, ...] = ()  # the first is used in replies; empty = from the model
-    api_keys: tuple[str, ...] = ()  # empty = no authentication
+    api_keys: tuple[str, ...] = ()  # with all scopes
+    keys_file: str | None = None  # see server/key_file.py
+    basic_auth: tuple[str, ...] = ()  # user:password, with all scopes
     unknown_fields: Literal["refuse", "warn"] = "refuse"  # warn: a header names the ignored fields
     max_waiting: int = 1000  # sequences; with more in the queue requests are refused
     drain_timeout: int = 30  # seconds that running requests may go on when the server is to end
@@ -28,6 +30,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Literal["json", "console"] = "json"
     tool_format: ToolFormatChoice = "auto"  # of calls; auto = what the chat template shows
     tool_grammar: Literal["always", "asked"] = "always"  # asked: where a request needs it
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether a request needs a key; a keys file without any lets nobody in."""
+        return bool(self.api_keys or self.basic_auth or self.keys_file)
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,6 +97,13 @@ def text(metavar: str) -> Kind:
     return Kind(metavar=metavar, parse=_parse_text, is_text=True)
 
 
+def _parse_credentials(text: str) -> str:
+    user, separator, password = text.partition(":")
+    if not separator or not user or not password:
+        raise ValueError("it must be USER:PASSWORD")
+    return text
+
+
 def _parse_object(text: str) -> dict[str, object]:
     """A JSON object of texts, numbers, true, false and null."""
     try:
@@ -111,6 +118,7 @@ def _parse_object(text: str) -> dict[str, object]:
     return parsed
 
 
+CREDENTIALS = Kind(metavar="USER:PASSWORD", parse=_parse_credentials, is_text=True)
 OBJECT = Kind(metavar="JSON", parse=_parse_object, is_object=True)
 SIZE = Kind(metavar="SIZE", parse=_parse_size)
 SWITCH = Kind(metavar="true|false", parse=_parse_switch, is_switch=True)

@@ -15,6 +15,7 @@ import msgspec
 from engine.config import EngineConfig
 from server.config import ServeConfig, ServerConfig
 from server.option_kinds import (
+    CREDENTIALS,
     OBJECT,
     SIZE,
     SWITCH,
@@ -205,7 +206,22 @@ OPTIONS: tuple[Option, ...] = (
         ServerConfig,
         field="api_keys",
         repeatable=True,
-        default_note="none: no key is asked for",
+        default_note="none",
+    ),
+    Option(
+        "keys_file",
+        text("FILE"),
+        "A file of keys with names, scopes and limits, made by `qwen-serve keys`",
+        ServerConfig,
+        default_note="none; without a key of any kind none is asked for",
+    ),
+    Option(
+        "basic_auth",
+        CREDENTIALS,
+        "A user and a password that clients may send by Basic auth; give it again for more users",
+        ServerConfig,
+        repeatable=True,
+        default_note="none",
     ),
     Option("workers", integer(1, 64), "HTTP processes in front of the engine", ServerConfig),
     Option(

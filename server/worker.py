@@ -22,11 +22,13 @@ from engine.checkpoint import Checkpoint
 from engine.errors import EngineError
 from engine.ipc import IpcClient
 from protocol.tools.formats import ToolFormat
+from server.access import Access
 from server.admission import Admission
 from server.app import create_app
 from server.config import ServeConfig
 from server.draining import drain
 from server.gate import Gate
+from server.key_file import KeyFileError
 from server.logging import configure, get_logger
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
@@ -63,9 +65,10 @@ class _Server(uvicorn.Server):
 async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack) -> AppState:
     """Build the application behind `gate`, open the gate and return what the application knows.
 
-    Raises EngineError when the model cannot be served.
+    Raises EngineError when the model cannot be served, KeyFileError.
     """
     config = options.config
+    access = Access(config.server)
     engine = IpcClient(config.engine_address)
     resources.push_async_callback(engine.aclose)
     starting = asyncio.create_task(engine.start())
@@ -82,7 +85,9 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
     metrics = Metrics(model.names[0], engine.stats, options.multiprocess_dir)
     admission = Admission(engine.stats, config.server.max_waiting)
     state = AppState(config.server, engine, model, metrics, admission)
-    app = create_app(state)
+    app = create_app(state, access)
+    watching = asyncio.create_task(access.watch())
+    resources.callback(watching.cancel)
     await resources.enter_async_context(app.router.lifespan_context(app))
     gate.open(app)
     return state
@@ -121,7 +126,7 @@ async def _serve(options: WorkerOptions) -> int:
                 sys.stdout.flush()
                 await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
                 await drain(gate, state.live, options.config.server.drain_timeout)
-        except EngineError as exc:
+        except (EngineError, KeyFileError) as exc:
             sys.stderr.write(f"error: {exc}\n")
             status = 1
         for task in (loading, stopping):

@@ -1,0 +1,83 @@
+"""The keys that a server process asks for, of its options and of the keys file, which may change.
+
+Opened by the command, to refuse what is wrong before anything is loaded, and by every worker.
+"""
+
+import asyncio
+from pathlib import Path
+
+from server.config import ServerConfig
+from server.key_file import KeyFileError, read_keys
+from server.keys import ALL_SCOPES, Key, KeyRing, digest_of
+from server.logging import get_logger
+
+_POLL_S = 1.0
+
+_log = get_logger(__name__)
+
+_Version = tuple[int, int, int]  # of a file: its time, size and inode
+
+
+class Access:
+    """Who may use a server.
+
+    Attributes:
+        keys: None where no key is asked for.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Raises KeyFileError."""
+        self.keys: KeyRing | None = None
+        self._path = Path(config.keys_file).expanduser() if config.keys_file else None
+        self._version = self._look()
+        if config.asks_for_keys:
+            self.keys = KeyRing(_given_keys(config), _passwords(config))
+            self._load()
+
+    def _load(self) -> int:
+        """Take the keys that are in the file now; return how many. Raises KeyFileError."""
+        if self._path is None:
+            return 0
+        assert self.keys is not None
+        keys = read_keys(self._path)
+        self.keys.replace(keys)
+        return len(keys)
+
+    async def watch(self) -> None:
+        """Take the file's keys whenever it changes, for ever. A bad file changes nothing."""
+        while self._path is not None:
+            await asyncio.sleep(_POLL_S)
+            version = await asyncio.to_thread(self._look)
+            if version == self._version:
+                continue
+            self._version = version
+            try:
+                count = await asyncio.to_thread(self._load)
+            except KeyFileError as exc:
+                _log.error("the keys stay as they were", reason=str(exc))
+            else:
+                _log.info("keys read again", count=count)
+
+    def _look(self) -> _Version | None:
+        if self._path is None:
+            return None
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _given_keys(config: ServerConfig) -> list[Key]:
+    """Keys of the options: of whoever runs the server, who may do anything."""
+    return [
+        Key(name=f"api-key-{i}", digest=digest_of(secret.encode()), scopes=ALL_SCOPES)
+        for i, secret in enumerate(config.api_keys, start=1)
+    ]
+
+
+def _passwords(config: ServerConfig) -> list[Key]:
+    return [
+        Key(name=pair.partition(":")[0], digest=digest_of(pair.encode()), scopes=ALL_SCOPES)
+        for pair in config.basic_auth
+    ]
