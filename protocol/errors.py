@@ -8,7 +8,8 @@ ApiError
   InvalidRequest 400
     ContextLengthExceeded 400   Unauthorized 401   Forbidden 403   MethodNotAllowed 405
     NotFound 404 <- ModelNotFound 404
-  RateLimited 429   Overloaded 503   EngineUnavailable 503   Internal 500
+  RateLimited 429 <- TokensLimited 429
+  Overloaded 503   EngineUnavailable 503   DeadlineExceeded 504   Internal 500
 """
 
 from collections.abc import Mapping
@@ -121,6 +122,12 @@ class RateLimited(ApiError):
     default_code = "rate_limit_exceeded"
 
 
+class TokensLimited(RateLimited):
+    """Too many tokens of this client."""
+
+    type = "tokens"
+
+
 class Overloaded(ApiError):
     """The server has more work than it accepts; try again later."""
 
@@ -133,6 +140,14 @@ class EngineUnavailable(ApiError):
 
     status = 503
     default_code = "engine_unavailable"
+
+
+class DeadlineExceeded(ApiError):
+    """The client does not wait any longer, by its own words."""
+
+    status = 504
+    type = "timeout"
+    default_code = "deadline_exceeded"
 
 
 class Internal(ApiError):

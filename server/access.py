@@ -1,4 +1,5 @@
-"""The keys that a server process asks for, of its options and of the keys file, which may change.
+"""Who may use a server process, and how much: keys of the options and of the keys file, which may
+change, and where their limits are counted.
 
 Opened by the command, to refuse what is wrong before anything is loaded, and by every worker.
 """
@@ -8,7 +9,8 @@ from pathlib import Path
 
 from server.config import ServerConfig
 from server.key_file import KeyFileError, read_keys
-from server.keys import ALL_SCOPES, Key, KeyRing, digest_of
+from server.keys import ALL_SCOPES, NO_LIMITS, Key, KeyRing, digest_of
+from server.limit_store import LimitStore, MemoryLimits
 from server.logging import get_logger
 
 _POLL_S = 1.0
@@ -23,11 +25,18 @@ class Access:
 
     Attributes:
         keys: None where no key is asked for.
+        limits: where the limits of keys are counted.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         """Raises KeyFileError."""
         self.keys: KeyRing | None = None
+        self.limits: LimitStore = MemoryLimits()
+        if config.limits_store is not None:
+            from server.redis_limits import RedisLimits  # its import takes a while
+
+            self.limits = RedisLimits(config.limits_store)
+        self._counts_alone = config.limits_store is None and config.workers > 1
         self._path = Path(config.keys_file).expanduser() if config.keys_file else None
         self._version = self._look()
         if config.asks_for_keys:
@@ -40,6 +49,12 @@ class Access:
             return 0
         assert self.keys is not None
         keys = read_keys(self._path)
+        limited = next((key.name for key in keys if key.limits != NO_LIMITS), None)
+        if limited is not None and self._counts_alone:
+            raise KeyFileError(
+                f"the keys file {self._path} limits the key {limited}: with several workers that "
+                "needs --limits-store, where they count together"
+            )
         self.keys.replace(keys)
         return len(keys)
 

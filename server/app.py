@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from server.access import Access
 from server.auth import AuthMiddleware
 from server.errors import add_exception_handlers
+from server.limits import LimitsMiddleware
 from server.middleware import RequestMiddleware
 from server.routes import chat, completions, health, metrics, models, tokenize
 from server.state import AppState
@@ -24,6 +25,7 @@ def create_app(state: AppState, access: Access | None = None) -> FastAPI:
     add_exception_handlers(app)
     for module in (chat, completions, models, tokenize, health, metrics):
         app.include_router(module.router)
+    app.add_middleware(LimitsMiddleware, store=access.limits)
     app.add_middleware(AuthMiddleware, keys=access.keys)
     app.add_middleware(RequestMiddleware, metrics=state.metrics)  # added last: outermost
     return app

@@ -22,6 +22,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: tuple[str, ...] = ()  # with all scopes
     keys_file: str | None = None  # see server/key_file.py
     basic_auth: tuple[str, ...] = ()  # user:password, with all scopes
+    limits_store: str | None = None  # URL of a Redis; None = the memory of the one process
     unknown_fields: Literal["refuse", "warn"] = "refuse"  # warn: a header names the ignored fields
     max_waiting: int = 1000  # sequences; with more in the queue requests are refused
     drain_timeout: int = 30  # seconds that running requests may go on when the server is to end

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
 _UNITS = {
@@ -104,6 +105,12 @@ def _parse_credentials(text: str) -> str:
     return text
 
 
+def _parse_redis_url(text: str) -> str:
+    if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("it must be redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
+    return text
+
+
 def _parse_object(text: str) -> dict[str, object]:
     """A JSON object of texts, numbers, true, false and null."""
     try:
@@ -119,6 +126,7 @@ def _parse_object(text: str) -> dict[str, object]:
 
 
 CREDENTIALS = Kind(metavar="USER:PASSWORD", parse=_parse_credentials, is_text=True)
+REDIS_URL = Kind(metavar="URL", parse=_parse_redis_url, is_text=True)
 OBJECT = Kind(metavar="JSON", parse=_parse_object, is_object=True)
 SIZE = Kind(metavar="SIZE", parse=_parse_size)
 SWITCH = Kind(metavar="true|false", parse=_parse_switch, is_switch=True)

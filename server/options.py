@@ -17,6 +17,7 @@ from server.config import ServeConfig, ServerConfig
 from server.option_kinds import (
     CREDENTIALS,
     OBJECT,
+    REDIS_URL,
     SIZE,
     SWITCH,
     Kind,
@@ -134,6 +135,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "rope_scaling",
         OBJECT,
+        REDIS_URL,
         "Stretches the context by scaling positions, in place of the model's own rope_scaling",
         EngineConfig,
         default_note="the model's own",
@@ -222,6 +224,13 @@ OPTIONS: tuple[Option, ...] = (
         ServerConfig,
         repeatable=True,
         default_note="none",
+    ),
+    Option(
+        "limits_store",
+        REDIS_URL,
+        "A Redis in which several workers or servers count the limits of keys together",
+        ServerConfig,
+        default_note="none: the one process counts",
     ),
     Option("workers", integer(1, 64), "HTTP processes in front of the engine", ServerConfig),
     Option(

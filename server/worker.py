@@ -69,6 +69,7 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
     """
     config = options.config
     access = Access(config.server)
+    resources.push_async_callback(access.limits.aclose)
     engine = IpcClient(config.engine_address)
     resources.push_async_callback(engine.aclose)
     starting = asyncio.create_task(engine.start())
