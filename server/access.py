@@ -8,16 +8,13 @@ import asyncio
 from pathlib import Path
 
 from server.config import ServerConfig
+from server.file_watch import changes, version_of
 from server.key_file import KeyFileError, read_keys
 from server.keys import ALL_SCOPES, NO_LIMITS, Key, KeyRing, digest_of
 from server.limit_store import LimitStore, MemoryLimits
 from server.logging import get_logger
 
-_POLL_S = 1.0
-
 _log = get_logger(__name__)
-
-_Version = tuple[int, int, int]  # of a file: its time, size and inode
 
 
 class Access:
@@ -38,7 +35,7 @@ class Access:
             self.limits = RedisLimits(config.limits_store)
         self._counts_alone = config.limits_store is None and config.workers > 1
         self._path = Path(config.keys_file).expanduser() if config.keys_file else None
-        self._version = self._look()
+        self._version = version_of(self._path) if self._path else ()
         if config.asks_for_keys:
             self.keys = KeyRing(_given_keys(config), _passwords(config))
             self._load()
@@ -60,27 +57,15 @@ class Access:
 
     async def watch(self) -> None:
         """Take the file's keys whenever it changes, for ever. A bad file changes nothing."""
-        while self._path is not None:
-            await asyncio.sleep(_POLL_S)
-            version = await asyncio.to_thread(self._look)
-            if version == self._version:
-                continue
-            self._version = version
+        if self._path is None:
+            return
+        async for _ in changes(self._path, since=self._version):
             try:
                 count = await asyncio.to_thread(self._load)
             except KeyFileError as exc:
                 _log.error("the keys stay as they were", reason=str(exc))
             else:
                 _log.info("keys read again", count=count)
-
-    def _look(self) -> _Version | None:
-        if self._path is None:
-            return None
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _given_keys(config: ServerConfig) -> list[Key]:

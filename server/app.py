@@ -20,7 +20,13 @@ def create_app(state: AppState, access: Access | None = None) -> FastAPI:
     `access`: None = what the configuration says now. Raises KeyFileError.
     """
     access = access or Access(state.config)
-    app = FastAPI(title="qwen-serve", redirect_slashes=False, swagger_ui_oauth2_redirect_url=None)
+    app = FastAPI(
+        title="qwen-serve",
+        redirect_slashes=False,
+        # without it FastAPI serves no page that shows it, either
+        openapi_url="/openapi.json" if state.config.docs else None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
     app.state.qwen = state
     add_exception_handlers(app)
     for module in (chat, completions, models, tokenize, health, metrics):

@@ -7,9 +7,7 @@ from fastapi import Request
 
 from protocol.errors import InvalidRequest, PayloadTooLarge
 from protocol.validation import MAX_QUOTED
-
-# A million tokens of Chinese, each character as a JSON escape, are about 10 MB.
-MAX_BODY_BYTES = 16 * 2**20
+from server.state import AppState
 
 
 async def read_json_body(request: Request) -> bytes:
@@ -28,13 +26,22 @@ async def read_json_body(request: Request) -> bytes:
             "with a supported content type.",
             code="unsupported_content_type",
         )
+    state: AppState = request.app.state.qwen
+    max_bytes = state.config.max_body_bytes
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > max_bytes:
+        raise _too_large(max_bytes)  # a client that waits for "100 Continue" need not send it
     chunks = []
     num_bytes = 0
     async for chunk in request.stream():
         num_bytes += len(chunk)
-        if num_bytes > MAX_BODY_BYTES:
-            raise PayloadTooLarge(
-                f"The request's body is larger than {MAX_BODY_BYTES} bytes, the most that is read."
-            )
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The request's body is larger than {max_bytes} bytes, the most that is read."
+    )

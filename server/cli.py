@@ -29,6 +29,7 @@ from server.quantize import CalibrationOptions, QuantizeError, quantize
 from server.settings import SettingsError, resolve, resolve_data_dir
 from server.supervisor import StartError, listen
 from server.supervisor import serve as supervise
+from server.tls import TlsError, check_certificate
 
 app = typer.Typer(
     name="qwen-serve",
@@ -70,8 +71,10 @@ def main(
 def _serve_command(**flags: str | bool | Sequence[str] | None) -> None:
     try:
         config = resolve(flags, os.environ)
-        Access(config.server)  # what is wrong with the keys is found before anything is loaded
-    except (SettingsError, KeyFileError) as exc:
+        # what is wrong with these is found before anything is loaded
+        Access(config.server)
+        check_certificate(config.server)
+    except (SettingsError, KeyFileError, TlsError) as exc:
         _fail(exc, 2)
     configure(config.server.log_format)
     try:

@@ -105,6 +105,15 @@ def _parse_credentials(text: str) -> str:
     return text
 
 
+def _parse_origin(text: str) -> str:
+    parts = urlsplit(text)
+    if text != "*" and not (
+        parts.scheme and parts.netloc and text == f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise ValueError("it must be * or an origin such as https://example.com, without a path")
+    return text
+
+
 def _parse_redis_url(text: str) -> str:
     if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
         raise ValueError("it must be redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
@@ -126,6 +135,7 @@ def _parse_object(text: str) -> dict[str, object]:
 
 
 CREDENTIALS = Kind(metavar="USER:PASSWORD", parse=_parse_credentials, is_text=True)
+ORIGIN = Kind(metavar="ORIGIN", parse=_parse_origin, is_text=True)
 REDIS_URL = Kind(metavar="URL", parse=_parse_redis_url, is_text=True)
 OBJECT = Kind(metavar="JSON", parse=_parse_object, is_object=True)
 SIZE = Kind(metavar="SIZE", parse=_parse_size)

@@ -152,7 +152,7 @@ class RedisLimits:
         """None when Redis does not answer."""
         if time.monotonic() < self._again_at:
             return None
-        arguments = [
+        arguments: list[str | int | float] = [
             limits.requests_per_minute or 0,
             limits.tokens_per_minute or 0,
             limits.concurrency or 0,
@@ -189,7 +189,7 @@ class RedisLimits:
                 if self._is_closed or time.monotonic() < self._again_at:
                     break
                 try:
-                    arguments = [lease, _LEASE_S]
+                    arguments: list[str | int] = [lease, _LEASE_S]
                     keys = _keys(name)[2:]
                     await cast(Awaitable[Any], self._renew(keys=keys, args=arguments))
                 except (RedisError, OSError) as exc:

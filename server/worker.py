@@ -26,13 +26,16 @@ from server.access import Access
 from server.admission import Admission
 from server.app import create_app
 from server.config import ServeConfig
+from server.cors import with_cors
 from server.draining import drain
 from server.gate import Gate
+from server.http_protocol import BoundedHttpProtocol
 from server.key_file import KeyFileError
 from server.logging import configure, get_logger
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
 from server.state import AppState
+from server.tls import watch_certificate
 
 _KEEP_ALIVE_S = 60
 _CLOSE_S = 2  # for connections, once no request is left
@@ -96,24 +99,30 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
 
 async def _serve(options: WorkerOptions) -> int:
     gate = Gate()
-    server = _Server(
-        uvicorn.Config(
-            gate,
-            http="httptools",
-            ws="none",
-            lifespan="off",  # load_app runs the real application's
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_CLOSE_S,
-        )
+    options_of_server = options.config.server
+    config = uvicorn.Config(
+        with_cors(gate, options_of_server.cors_origins),
+        http=BoundedHttpProtocol,
+        ws="none",
+        lifespan="off",  # load_app runs the real application's
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_CLOSE_S,
+        ssl_certfile=options_of_server.tls_certificate,
+        ssl_keyfile=options_of_server.tls_key,
     )
+    config.load()
+    server = _Server(config)
     stop_asked = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop_asked.set)
     listener = socket.socket(fileno=options.socket_fd)
     async with AsyncExitStack() as resources:
+        if config.ssl is not None:
+            renewing = asyncio.create_task(watch_certificate(config.ssl, options_of_server))
+            resources.callback(renewing.cancel)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(load_app(options, gate, resources))
         stopping = asyncio.create_task(stop_asked.wait())

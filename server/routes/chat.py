@@ -30,7 +30,9 @@ async def create_chat_completion(request: Request) -> Response:
     deadline = Deadline.of(request.headers)
     state.admission.check(deadline.begin_within_s)
     raw_body = await read_json_body(request)
-    body, ignored = parse(ChatRequest, raw_body, state.config.unknown_fields)
+    body, ignored = parse(
+        ChatRequest, raw_body, state.config.unknown_fields, state.config.body_limits
+    )
     check_model(body.model, state.model)
     reply_id = f"chatcmpl-{uuid4().hex}"
     plan = await call_sized(

@@ -45,7 +45,9 @@ async def create_completion(request: Request) -> Response:
     deadline = Deadline.of(request.headers)
     state.admission.check(deadline.begin_within_s)
     raw_body = await read_json_body(request)
-    body, ignored = parse(CompletionRequest, raw_body, state.config.unknown_fields)
+    body, ignored = parse(
+        CompletionRequest, raw_body, state.config.unknown_fields, state.config.body_limits
+    )
     check_model(body.model, state.model)
     reply_id = f"cmpl-{uuid4().hex}"
     requests = await call_sized(len(raw_body), completion_requests, body, state.model, reply_id)

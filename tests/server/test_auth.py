@@ -244,7 +244,7 @@ async def test_a_key_opens_what_its_scopes_say(
 async def test_a_changed_file_is_taken_and_a_bad_one_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.access._POLL_S", 0.001)
+    monkeypatch.setattr("server.file_watch._POLL_S", 0.001)
     file = tmp_path / "keys.yaml"
     first = add_key(file, "first", ["infer"], Limits())
     config = ServerConfig(keys_file=str(file), api_keys=("sk-option",))

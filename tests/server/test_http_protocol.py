@@ -1,0 +1,108 @@
+"""server/http_protocol.py: clients that never come to the end of a request's head."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from server import http_protocol
+from server.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol
+
+Address = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """Says how long the body is, after a moment in which a head's time would be over."""
+    num_bytes = 0
+    while True:
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.7)
+    body = str(num_bytes).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    config = uvicorn.Config(
+        answer, port=0, http=BoundedHttpProtocol, ws="none", lifespan="off", log_config=None
+    )
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    yield server.servers[0].sockets[0].getsockname()[1]
+    await server.shutdown()
+
+
+async def connect(port: int) -> Address:
+    return await asyncio.open_connection("127.0.0.1", port)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def reply(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    head = await reader.readuntil(b"\r\n\r\n")
+    return head.split(b"\r\n")[0], await reader.readexactly(
+        int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    )
+
+
+async def test_requests_one_after_the_other_with_large_bodies_and_heads(port: int) -> None:
+    reader, writer = await connect(port)
+    for length in (0, 10, 3 * MAX_HEAD_BYTES, 0):
+        writer.write(b"POST / HTTP/1.1\r\nx-a: " + b"a" * 30_000 + b"\r\n")
+        writer.write(b"content-length: %d\r\n\r\n" % length + b"b" * length)
+        status, body = await reply(reader)
+        assert (status, body) == (b"HTTP/1.1 200 OK", str(length).encode())
+    await close(writer)
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nx-a: ", b"GET /", b"GET / HTTP/1.1\r\n"])
+async def test_an_endless_head_is_cut_off(port: int, start: bytes) -> None:
+    _, writer = await connect(port)
+    writer.write(start)
+    piece = b"x-b: b\r\n" * 1000 if start.endswith(b"\r\n") else b"a" * 8000
+    num_sent = 0
+    with contextlib.suppress(ConnectionError):
+        while num_sent < 100 * MAX_HEAD_BYTES:
+            writer.write(piece)
+            await writer.drain()
+            num_sent += len(piece)
+    assert num_sent < 100 * MAX_HEAD_BYTES
+    await close(writer)
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nx-a: "])
+async def test_a_head_that_takes_too_long_is_cut_off(
+    port: int, start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
+    reader, writer = await connect(port)
+    writer.write(start)
+    assert await reader.read() == b""  # the end
+    await close(writer)
+
+
+async def test_neither_an_answer_nor_what_comes_after_it_is_cut_off(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.5)
+    reader, writer = await connect(port)
+    for path in (b"/slow", b"/", b"/slow"):
+        writer.write(b"GET " + path + b" HTTP/1.1\r\n\r\n")
+        assert (await reply(reader))[0] == b"HTTP/1.1 200 OK"
+        await asyncio.sleep(0.7)
+    await close(writer)
