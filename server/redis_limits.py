@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any, cast
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -23,6 +23,7 @@ from server.logging import get_logger
 _PREFIX = "qwen-serve:limits:"
 _LEASE_S = 60
 _RENEW_S = 15
+_MAX_CONNECTIONS = 32  # of a process; more calls at a time wait for one
 _TIMEOUT_S = 1.0  # of a connection and of an answer
 _PAUSE_S = 5.0  # after a failure, so that not every request waits for a Redis that is away
 
@@ -92,12 +93,15 @@ class RedisLimits:
 
     def __init__(self, url: str) -> None:
         """Raises ValueError for a URL that is none of Redis'. Connects when it is first used."""
-        self._redis: Redis = Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
+            max_connections=_MAX_CONNECTIONS,
+            timeout=_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
             retry=Retry(NoBackoff(), 1),  # for a connection that was closed while it was idle
         )
+        self._redis: Redis = Redis.from_pool(pool)
         self._script = self._redis.register_script(_SCRIPT)
         self._renew = self._redis.register_script(_RENEW_SCRIPT)
         self._held: dict[str, str] = {}  # lease -> name of its key
