@@ -7,7 +7,7 @@ keys present, `code` a string or null.
 ApiError
   InvalidRequest 400
     ContextLengthExceeded 400   Unauthorized 401   Forbidden 403   MethodNotAllowed 405
-    NotFound 404 <- ModelNotFound 404
+    NotFound 404 <- ModelNotFound 404   BodyTimeout 408   PayloadTooLarge 413
   RateLimited 429 <- TokensLimited 429
   Overloaded 503   EngineUnavailable 503   DeadlineExceeded 504   Internal 500
 """
@@ -107,6 +107,13 @@ class ModelNotFound(NotFound):
 class MethodNotAllowed(InvalidRequest):
     status = 405
     default_code = "method_not_supported"
+
+
+class BodyTimeout(InvalidRequest):
+    """The request's body takes too long on its way."""
+
+    status = 408
+    default_code = "request_timeout"
 
 
 class PayloadTooLarge(InvalidRequest):

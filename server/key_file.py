@@ -3,6 +3,7 @@
 Read by the server, written by `qwen-serve keys`. Every problem is a KeyFileError of one line.
 """
 
+import fcntl
 import os
 import re
 import secrets
@@ -10,7 +11,8 @@ import stat
 import tempfile
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,10 +80,6 @@ def add_key(path: Path, name: str, scopes: Sequence[Scope], limits: Limits) -> s
 
     What is in the file stays as it is. A file that does not exist is begun.
     """
-    text = _text_of(path) if path.exists() else _HEADING
-    entries = _parse(path, text).keys
-    if any(entry.name == name for entry in entries):
-        raise KeyFileError(f"the keys file {path} has a key named {name}")
     secret = f"sk-{secrets.token_urlsafe(32)}"
     added = {
         "name": name,
@@ -93,21 +91,42 @@ def add_key(path: Path, name: str, scopes: Sequence[Scope], limits: Limits) -> s
         entry = msgspec.convert(added, _Entry)
     except msgspec.ValidationError as exc:
         raise KeyFileError(f"no such key can be: {exc}") from exc
-    if entries:
-        _replace(path, _appended(text, entry), [*entries, entry])
-    else:
-        _rewrite(path, text, [entry])
+    with _alone(path):
+        text = _text_of(path) if path.exists() else _HEADING
+        entries = _parse(path, text).keys
+        if any(one.name == name for one in entries):
+            raise KeyFileError(f"the keys file {path} has a key named {name}")
+        if entries:
+            _replace(path, _appended(text, entry), [*entries, entry])
+        else:
+            _rewrite(path, text, [entry])
     return secret
 
 
 def remove_key(path: Path, name: str) -> None:
     """Take a key out of the file. Raises KeyFileError."""
-    text = _text_of(path)
-    entries = _parse(path, text).keys
-    left = [entry for entry in entries if entry.name != name]
-    if len(left) == len(entries):
-        raise KeyFileError(f"the keys file {path} has no key named {name}")
-    _rewrite(path, text, left)
+    with _alone(path):
+        text = _text_of(path)
+        entries = _parse(path, text).keys
+        left = [entry for entry in entries if entry.name != name]
+        if len(left) == len(entries):
+            raise KeyFileError(f"the keys file {path} has no key named {name}")
+        _rewrite(path, text, left)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One writer at a time, or of two one would lose the other's key."""
+    try:
+        # the folder's lock: the file itself is another one behind every change
+        folder = os.open(path.resolve().parent, os.O_RDONLY)
+    except OSError as exc:
+        raise KeyFileError(f"the keys file {path} cannot be written: {exc.strerror}") from exc
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _text_of(path: Path) -> str:

@@ -1,8 +1,12 @@
 """The application as a whole: unknown URLs and methods, and its own description."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
 import httpx
 import pytest
 
+from server import body
 from server.config import ServerConfig
 from tests.server.scripted_app import App
 from tests.server.small_app import client_of
@@ -80,3 +84,19 @@ async def test_limits_of_the_body_are_those_of_the_options() -> None:
     assert (large.status_code, large.json()["error"]["code"]) == (413, "payload_too_large")
     announced = await app.post("/tokenize", b"{}", **{"content-length": "201"})
     assert announced.status_code == 413
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.05)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async with client_of(App().state) as client:
+        response = await client.post(
+            "/v1/chat/completions", content=trickle(), headers={"content-type": "application/json"}
+        )
+    assert (response.status_code, response.json()["error"]["code"]) == (408, "request_timeout")
+    assert response.headers["connection"] == "close"
