@@ -15,6 +15,7 @@ from server.retry_after import retry_headers
 
 _WINDOW_S = 30.0  # of which the rate is measured
 _SAMPLE_S = 0.5
+_DOUBT = 2.0  # who may be served in time after all is taken: the rate is low when a queue begins
 _MOST_S = 60.0  # clients of OpenAI's wait no longer
 
 
@@ -34,7 +35,7 @@ class Admission:
         self._due: deque[float] = deque()  # when those who were refused come again
 
     def check(self, begin_within_s: float = math.inf) -> None:
-        """Raise Overloaded when the queue is full, or too long for `begin_within_s`."""
+        """Raise Overloaded when the queue is full, or much too long for `begin_within_s`."""
         now = self._clock()
         stats = self._engine_stats()
         self._sample(now, stats)
@@ -49,7 +50,7 @@ class Admission:
                 headers=retry_headers(wait_s),
             )
         rate = self._rate()
-        if rate is not None and stats.num_waiting / rate > begin_within_s:
+        if rate is not None and stats.num_waiting / rate > _DOUBT * begin_within_s:
             queue_s = stats.num_waiting / rate
             raise Overloaded(
                 f"The request would wait for some {queue_s:.0f} s, longer than the "

@@ -148,7 +148,7 @@ def test_who_cannot_be_served_in_time_is_told_at_once() -> None:
     for num_finished in range(0, 100, 10):  # ten a second
         now, stats = num_finished / 10, EngineStats(num_waiting=40, num_finished=num_finished)
         admission.check()
-    admission.check(4.1)
+    admission.check(2.1)  # four seconds are expected, and may turn out to be two
     with pytest.raises(Overloaded, match=r"wait for some 4 s, longer than the 1\.5 s") as caught:
         admission.check(1.5)
     assert caught.value.headers == {"retry-after": "3", "retry-after-ms": "2500"}

@@ -73,3 +73,13 @@ def test_serve_says_what_is_wrong_with_its_keys(flags: list[str], words: tuple[s
     assert result.stderr.count("\n") == 1
     assert all(word in result.stderr for word in words), result.stderr
     assert "secretword" not in result.stderr
+
+
+def test_serve_refuses_several_workers_that_would_count_alone(tmp_path: Path) -> None:
+    runner, file = CliRunner(), tmp_path / "keys.yaml"
+    new = ["keys", "new", "alice", "--concurrency", "1", "--keys-file", str(file)]
+    assert runner.invoke(cli.app, new).exit_code == 0
+    flags = ["serve", "--port", "0", "--workers", "2", "--keys-file", str(file)]
+    result = runner.invoke(cli.app, flags)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1 and "--limits-store" in result.stderr
