@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 512 * 1024  # more than any proxy lets through; one read may bring 256 KiB
 HEAD_TIMEOUT_S = 60.0
+_LAST_WORDS_S = 1.0
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -41,6 +42,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._num_head_bytes > MAX_HEAD_BYTES:
             self.transport.write(_TOO_LARGE)
             self.transport.close()
+            # TLS would go on reading until the client agrees
+            self.loop.call_later(_LAST_WORDS_S, self.transport.abort)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -58,7 +61,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
     def _give_up(self) -> None:
-        self.transport.close()
+        self.transport.abort()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
