@@ -79,8 +79,7 @@ class LimitsMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
-            # a task: whoever is being cancelled cannot wait for Redis
-            task = asyncio.create_task(lease.leave())
+            task = lease.leave()
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
@@ -111,6 +110,7 @@ class Lease(Unlimited):
         self._generation: Running | None = None
         self._is_held = False
         self._began_at = 0.0
+        self._leaving: asyncio.Task[None] | None = None
 
     async def enter(self) -> None:
         """Raises RateLimited."""
@@ -156,13 +156,20 @@ class Lease(Unlimited):
     async def leave_if_over(self) -> None:
         """Leave before the end is sent: the client's next request may come right behind it."""
         if self._generation is None or self._generation.has_ended:
-            await self.leave()
+            await asyncio.shield(self.leave())
 
-    async def leave(self) -> None:
-        """Give the place back and settle the tokens. May be called more than once."""
+    def leave(self) -> "asyncio.Task[None]":
+        """Give the place back and settle the tokens, once.
+
+        In a task, as whoever calls it may be in the middle of being cancelled.
+        """
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave())
+        return self._leaving
+
+    async def _leave(self) -> None:
         if not self._is_held:
             return
-        self._is_held = False
         owed = -self._num_charged
         if self._generation is not None:
             self._durations.add(self._name, asyncio.get_running_loop().time() - self._began_at)

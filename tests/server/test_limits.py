@@ -233,6 +233,29 @@ async def test_a_client_that_leaves_gives_its_place_back_and_pays_what_it_got(
         assert limited.engine.stats().num_running == 0
 
 
+async def test_a_cancelled_request_is_settled_all_the_same(folder: Path) -> None:
+    limited = Limited(folder, saying("abc"), Limits(tokens_per_minute=1000, concurrency=1))
+    store, is_leaving, may_leave = limited.access.limits, asyncio.Event(), asyncio.Event()
+    leave = store.leave
+
+    async def slow_leave(*args: Any) -> Any:
+        is_leaving.set()
+        await may_leave.wait()
+        return await leave(*args)
+
+    store.leave = slow_leave  # type: ignore[method-assign]
+    async with limited.client() as client:
+        request = asyncio.create_task(client.post(CHAT, json=BODY))
+        await is_leaving.wait()
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        assert (await limited.used())[2] == 1
+        may_leave.set()
+        while (await limited.used())[2]:
+            await asyncio.sleep(0)
+        assert (await limited.used())[1] == pytest.approx(NUM_PROMPT + 4)
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize"])
 async def test_one_at_a_time_is_one_after_the_other(folder: Path, path: str) -> None:
     limited = Limited(folder, saying("a"), Limits(concurrency=1))
