@@ -233,17 +233,19 @@ async def test_a_client_that_leaves_gives_its_place_back_and_pays_what_it_got(
         assert limited.engine.stats().num_running == 0
 
 
-async def test_a_cancelled_request_is_settled_all_the_same(folder: Path) -> None:
+async def test_a_cancelled_request_is_settled_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limited = Limited(folder, saying("abc"), Limits(tokens_per_minute=1000, concurrency=1))
-    store, is_leaving, may_leave = limited.access.limits, asyncio.Event(), asyncio.Event()
-    leave = store.leave
+    is_leaving, may_leave = asyncio.Event(), asyncio.Event()
+    leave = limited.access.limits.leave
 
     async def slow_leave(*args: Any) -> Any:
         is_leaving.set()
         await may_leave.wait()
         return await leave(*args)
 
-    store.leave = slow_leave  # type: ignore[method-assign]
+    monkeypatch.setattr(limited.access.limits, "leave", slow_leave)
     async with limited.client() as client:
         request = asyncio.create_task(client.post(CHAT, json=BODY))
         await is_leaving.wait()
