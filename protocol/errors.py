@@ -6,9 +6,10 @@ keys present, `code` a string or null.
 
 ApiError
   InvalidRequest 400
-    ContextLengthExceeded 400   Unauthorized 401   MethodNotAllowed 405
-    NotFound 404 <- ModelNotFound 404
-  RateLimited 429   Overloaded 503   EngineUnavailable 503   Internal 500
+    ContextLengthExceeded 400   Unauthorized 401   Forbidden 403   MethodNotAllowed 405
+    NotFound 404 <- ModelNotFound 404   RequestTooSlow 408   PayloadTooLarge 413
+  RateLimited 429 <- TokensLimited 429
+  Overloaded 503   EngineUnavailable 503   DeadlineExceeded 504   Internal 500
 """
 
 from collections.abc import Mapping
@@ -87,6 +88,13 @@ class Unauthorized(InvalidRequest):
     status = 401
 
 
+class Forbidden(InvalidRequest):
+    """A key of ours that may not do this."""
+
+    status = 403
+    default_code = "insufficient_permissions"
+
+
 class NotFound(InvalidRequest):
     """An unknown URL or object."""
 
@@ -108,6 +116,18 @@ class MethodNotAllowed(InvalidRequest):
     default_code = "method_not_supported"
 
 
+class RequestTooSlow(InvalidRequest):
+    """It takes too long on its way."""
+
+    status = 408
+    default_code = "request_timeout"
+
+
+class HeadersTooLarge(InvalidRequest):
+    status = 431
+    default_code = "headers_too_large"
+
+
 class PayloadTooLarge(InvalidRequest):
     status = 413
     default_code = "payload_too_large"
@@ -119,6 +139,12 @@ class RateLimited(ApiError):
     status = 429
     type = "requests"
     default_code = "rate_limit_exceeded"
+
+
+class TokensLimited(RateLimited):
+    """Too many tokens of this client."""
+
+    type = "tokens"
 
 
 class Overloaded(ApiError):
@@ -133,6 +159,14 @@ class EngineUnavailable(ApiError):
 
     status = 503
     default_code = "engine_unavailable"
+
+
+class DeadlineExceeded(ApiError):
+    """The client does not wait any longer, by its own words."""
+
+    status = 504
+    type = "timeout"
+    default_code = "deadline_exceeded"
 
 
 class Internal(ApiError):

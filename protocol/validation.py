@@ -10,6 +10,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from protocol.body_limits import DEFAULT_BODY_LIMITS, BodyLimits
 from protocol.errors import InvalidRequest
 
 UnknownFields = Literal["refuse", "warn"]
@@ -37,14 +38,19 @@ class InvalidField(PydanticCustomError):
 
 
 def parse(
-    model_type: type[Model], raw_body: bytes, unknown_fields: UnknownFields = "refuse"
+    model_type: type[Model],
+    raw_body: bytes,
+    unknown_fields: UnknownFields = "refuse",
+    limits: BodyLimits = DEFAULT_BODY_LIMITS,
 ) -> tuple[Model, list[str]]:
     """Return the checked request and the paths of the unknown fields that were left out of it.
 
     Raises InvalidRequest for a body that is not a JSON object, for any field that is wrong and,
-    unless `unknown_fields` is "warn", for any field that is unknown.
+    unless `unknown_fields` is "warn", for any field that is unknown. `limits` come first: what is
+    beyond them is not looked at any closer.
     """
     body = _decode(raw_body)
+    limits.check(body)
     ignored: list[str] = []
     while True:
         try:

@@ -1,15 +1,14 @@
 """Reads a request's body: JSON by its content type, and no larger than a server can hold.
 
-Knows nothing of what is in it (protocol/validation.py).
+Knows nothing of what is in it (protocol/validation.py). How long it may take on its way is the
+connection's to say (server/http_connection.py).
 """
 
 from fastapi import Request
 
 from protocol.errors import InvalidRequest, PayloadTooLarge
 from protocol.validation import MAX_QUOTED
-
-# A million tokens of Chinese, each character as a JSON escape, are about 10 MB.
-MAX_BODY_BYTES = 16 * 2**20
+from server.state import AppState
 
 
 async def read_json_body(request: Request) -> bytes:
@@ -27,8 +26,10 @@ async def read_json_body(request: Request) -> bytes:
             "compressed one could be of any size.",
             code="unsupported_content_encoding",
         )
-    if _announced_bytes(request) > MAX_BODY_BYTES:
-        raise _too_large()
+    state: AppState = request.app.state.qwen
+    max_bytes = state.config.max_body_bytes
+    if _announced_bytes(request) > max_bytes:
+        raise _too_large(max_bytes)  # a client that waits for "100 Continue" need not send it
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         shown = content_type[:MAX_QUOTED]
@@ -42,8 +43,8 @@ async def read_json_body(request: Request) -> bytes:
     num_bytes = 0
     async for chunk in request.stream():
         num_bytes += len(chunk)
-        if num_bytes > MAX_BODY_BYTES:
-            raise _too_large()
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -54,7 +55,7 @@ def _announced_bytes(request: Request) -> int:
     return int(length) if length.isascii() and length.isdigit() else 0
 
 
-def _too_large() -> PayloadTooLarge:
+def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"The request's body is larger than {MAX_BODY_BYTES} bytes, the most that is read."
+        f"The request's body is larger than {max_bytes} bytes, the most that is read."
     )

@@ -1,4 +1,4 @@
-"""The `qwen-serve` command: serve (or its halves, server and engine), pull, quantize and chat.
+"""The `qwen-serve` command: serve (or its halves, server and engine), pull, quantize, keys and chat.
 
 Turns flags into calls and errors into one line and an exit status: 2 for a bad option, 1 for
 anything that failed. The options of `serve` come from server/options.py.
@@ -16,9 +16,12 @@ import msgspec
 import typer
 
 from engine.quantize_job import QuantizeOptions
+from server.access import Access
 from server.chat_client import ChatClient, ChatError
 from server.chat_session import ChatSession
 from server.config import ServeConfig, Source
+from server.key_commands import commands as key_commands
+from server.key_file import KeyFileError
 from server.logging import configure
 from server.options import EMBEDDED_MODEL, OPTIONS, Option
 from server.pull import default_name, pull
@@ -27,6 +30,7 @@ from server.quantize import CalibrationOptions, QuantizeError, quantize
 from server.settings import SettingsError, resolve, resolve_data_dir
 from server.supervisor import StartError, listen
 from server.supervisor import serve as supervise
+from server.tls import TlsError, check_certificate
 
 app = typer.Typer(
     name="qwen-serve",
@@ -35,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(key_commands, name="keys")
 
 
 def _fail(message: object, status: int) -> NoReturn:
@@ -82,7 +87,10 @@ def _engine_command(**flags: Flags) -> None:
 def _run_halves(flags: Mapping[str, Flags], *, has_server: bool, has_engine: bool) -> NoReturn:
     try:
         config = resolve(flags, os.environ)
-    except SettingsError as exc:
+        # what is wrong with these is found before anything is loaded
+        Access(config.server)
+        check_certificate(config.server)
+    except (SettingsError, KeyFileError, TlsError) as exc:
         _fail(exc, 2)
     if config.server.queue is None and not (has_server and has_engine):
         _fail("a server and an engine that are apart need a --queue that both can reach", 2)

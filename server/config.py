@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from engine.config import EngineConfig
+from protocol.body_limits import BodyLimits
 
 Source = Literal["huggingface", "modelscope"]
 ToolFormatChoice = Literal[
@@ -21,7 +22,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     queue: str | None = None  # URL of a Redis between servers and engines; None = one machine
     queue_name: str = "default"  # servers and engines of one name belong together
     served_model_names: tuple[str, ...] = ()  # the first is used in replies; empty = from the model
-    api_keys: tuple[str, ...] = ()  # empty = no authentication
+    api_keys: tuple[str, ...] = ()  # with all scopes
+    keys_file: str | None = None  # see server/key_file.py
+    basic_auth: tuple[str, ...] = ()  # user:password, with all scopes
+    limits_store: str | None = None  # URL of a Redis; None = the memory of the one process
+    tls_certificate: str | None = None  # PEM; None = plain HTTP
+    tls_key: str | None = None  # None = in the same file
+    cors_origins: tuple[str, ...] = ()  # empty = web pages of other origins may read nothing
+    docs: bool = True  # /docs, /redoc, /openapi.json
+    max_body_bytes: int = 16 * 2**20  # a million tokens of Chinese, as JSON escapes, are 10 MB
+    max_messages: int = 4096
+    max_content_parts: int = 10_000  # of all messages of a request
+    max_tools: int = 512
     unknown_fields: Literal["refuse", "warn"] = "refuse"  # warn: a header names the ignored fields
     max_waiting: int = 1000  # sequences; with more in the queue requests are refused
     drain_timeout: int = 30  # seconds that running requests may go on when the server is to end
@@ -30,6 +42,20 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Literal["json", "console"] = "json"
     tool_format: ToolFormatChoice = "auto"  # of calls; auto = what the chat template shows
     tool_grammar: Literal["always", "asked"] = "always"  # asked: where a request needs it
+
+    @property
+    def body_limits(self) -> BodyLimits:
+        """How large what a client sends may be, beyond its bytes."""
+        return BodyLimits(
+            max_messages=self.max_messages,
+            max_content_parts=self.max_content_parts,
+            max_tools=self.max_tools,
+        )
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether a request needs a key; a keys file without any lets nobody in."""
+        return bool(self.api_keys or self.basic_auth or self.keys_file)
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):

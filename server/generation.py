@@ -5,7 +5,7 @@ more. Knows no wire format. Used by server/streaming.py.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.client import EngineClient
 from engine.errors import InvariantViolated
@@ -46,6 +46,7 @@ class Generation:
         self._num_running = len(requests)
         self._num_events = 0
         self._failure: Exception | None = None
+        self._on_close: list[Callable[[], None]] = []
         self._live = live
         live.add(self)
         self._tasks = [
@@ -113,6 +114,15 @@ class Generation:
             self._timer.token(count)
         self._num_events += 1
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of it, but for an error."""
+        return self._failure is not None or not self._num_running
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when it is closed, once and without waiting for anything."""
+        self._on_close.append(callback)
+
     def usage(self) -> Usage:
         """Counts so far; a prompt is counted once for all its candidates."""
         firsts = self.choices[:: self._candidates_per_prompt]
@@ -130,6 +140,8 @@ class Generation:
     def close(self) -> None:
         """Abort what still runs and report the request's end. May be called more than once."""
         self._live.discard(self)
+        while self._on_close:
+            self._on_close.pop()()
         for choice, task in zip(self.choices, self._tasks, strict=True):
             if not choice.has_ended:
                 self._engine.abort(choice.request.id)

@@ -109,6 +109,22 @@ def text(metavar: str) -> Kind:
     return Kind(metavar=metavar, parse=_parse_text, is_text=True)
 
 
+def _parse_credentials(text: str) -> str:
+    user, separator, password = text.partition(":")
+    if not separator or not user or not password:
+        raise ValueError("it must be USER:PASSWORD")
+    return text
+
+
+def _parse_origin(text: str) -> str:
+    parts = urlsplit(text)
+    if text != "*" and not (
+        parts.scheme and parts.netloc and text == f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise ValueError("it must be * or an origin such as https://example.com, without a path")
+    return text
+
+
 def _parse_object(text: str) -> dict[str, object]:
     """A JSON object of texts, numbers, true, false and null."""
     try:
@@ -123,6 +139,8 @@ def _parse_object(text: str) -> dict[str, object]:
     return parsed
 
 
+CREDENTIALS = Kind(metavar="USER:PASSWORD", parse=_parse_credentials, is_text=True)
+ORIGIN = Kind(metavar="ORIGIN", parse=_parse_origin, is_text=True)
 OBJECT = Kind(metavar="JSON", parse=_parse_object, is_object=True)
 REDIS_URL = Kind(metavar="URL", parse=_parse_redis_url, is_text=True)
 SIZE = Kind(metavar="SIZE", parse=_parse_size)

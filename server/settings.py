@@ -20,6 +20,8 @@ from server.options import ENVIRONMENT_PREFIX, OPTIONS, Option, data_dir_of
 _BY_NAME = {option.name: option for option in OPTIONS}
 _BY_VARIABLE = {option.variable: option for option in OPTIONS}
 
+_SECRET = ("key", "auth", "store")  # a store's URL may hold its password
+
 Given = Mapping[str, str | bool | Sequence[str] | None]  # flags by option name; None = not given
 
 
@@ -158,10 +160,8 @@ def _bad_value(option: Option, text: str, source: str, reason: str) -> SettingsE
 
 
 def _shown(name: str, text: str) -> str:
-    """A value as an error message may show it: never a key or a password, not even under a
-    mistyped name.
-    """
-    is_secret = "key" in name.lower() or ("@" in text and "://" in text)
+    """A value as an error message may show it: never a secret, not even under a mistyped name."""
+    is_secret = any(word in name.lower() for word in _SECRET) or ("@" in text and "://" in text)
     return "(hidden)" if is_secret else repr(text)
 
 

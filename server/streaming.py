@@ -20,6 +20,7 @@ from protocol.errors import ApiError, Internal
 from protocol.sse import CONTENT_TYPE, DONE, frame
 from protocol.usage import Usage
 from server.choice import Delta
+from server.deadline import Deadline
 from server.errors import from_engine_error
 from server.generation import Generation
 from server.logging import get_logger
@@ -68,6 +69,7 @@ async def respond(
     generation: Generation,
     writer: ReplyWriter[PieceT],
     *,
+    deadline: Deadline,
     stream: bool,
     headers: Mapping[str, str],
 ) -> Response:
@@ -78,12 +80,14 @@ async def respond(
     """
     is_handed_on = False
     try:
+        deadline.watch(generation, stream=stream)
         if not stream:
             reply = await _until_disconnect(request.receive, _fold(generation, writer))
             return Response(
                 _encoder.encode(reply), headers=dict(headers), media_type="application/json"
             )
         first = await _until_disconnect(request.receive, generation.next_deltas())
+        deadline.has_begun()
         response = _GenerationResponse(
             _events(generation, writer, first), generation.close, {**headers, **_STREAM_HEADERS}
         )

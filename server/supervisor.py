@@ -277,7 +277,8 @@ class _Supervisor:
     def _url(self) -> str:
         assert self._listener is not None
         host, port = self._listener.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        scheme = "http" if self._config.server.tls_certificate is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
     def _engine_command(self) -> ChildCommand:
         options = {

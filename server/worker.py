@@ -22,16 +22,20 @@ from engine.checkpoint import Checkpoint
 from engine.errors import EngineError
 from engine.queue import client_at
 from protocol.tools.formats import ToolFormat
+from server.access import Access
 from server.admission import Admission
 from server.app import create_app
 from server.config import ServeConfig
+from server.cors import with_cors
 from server.draining import drain
 from server.gate import Gate
 from server.http_connection import BoundedConnection
+from server.key_file import KeyFileError
 from server.logging import configure, get_logger
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
 from server.state import AppState
+from server.tls import watch_certificate
 
 _KEEP_ALIVE_S = 60
 _CLOSE_S = 2  # for connections, once no request is left
@@ -64,9 +68,11 @@ class _Server(uvicorn.Server):
 async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack) -> AppState:
     """Build the application behind `gate`, open the gate and return what the application knows.
 
-    Raises EngineError when the model cannot be served.
+    Raises EngineError when the model cannot be served, KeyFileError.
     """
     config = options.config
+    access = Access(config.server)
+    resources.push_async_callback(access.limits.aclose)
     engine = client_at(config.engine_address)
     resources.push_async_callback(engine.aclose)
     starting = asyncio.create_task(engine.start())
@@ -83,7 +89,9 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
     metrics = Metrics(model.names[0], engine.stats, options.multiprocess_dir)
     admission = Admission(engine.stats, config.server.max_waiting)
     state = AppState(config.server, engine, model, metrics, admission)
-    app = create_app(state)
+    app = create_app(state, access)
+    watching = asyncio.create_task(access.watch())
+    resources.callback(watching.cancel)
     await resources.enter_async_context(app.router.lifespan_context(app))
     gate.open(app)
     return state
@@ -91,24 +99,30 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
 
 async def _serve(options: WorkerOptions) -> int:
     gate = Gate()
-    server = _Server(
-        uvicorn.Config(
-            gate,
-            http=BoundedConnection,
-            ws="none",
-            lifespan="off",  # load_app runs the real application's
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_CLOSE_S,
-        )
+    options_of_server = options.config.server
+    config = uvicorn.Config(
+        with_cors(gate, options_of_server.cors_origins),
+        http=BoundedConnection,
+        ws="none",
+        lifespan="off",  # load_app runs the real application's
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_CLOSE_S,
+        ssl_certfile=options_of_server.tls_certificate,
+        ssl_keyfile=options_of_server.tls_key,
     )
+    config.load()
+    server = _Server(config)
     stop_asked = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop_asked.set)
     listener = socket.socket(fileno=options.socket_fd)
     async with AsyncExitStack() as resources:
+        if config.ssl is not None:
+            renewing = asyncio.create_task(watch_certificate(config.ssl, options_of_server))
+            resources.callback(renewing.cancel)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(load_app(options, gate, resources))
         stopping = asyncio.create_task(stop_asked.wait())
@@ -122,7 +136,7 @@ async def _serve(options: WorkerOptions) -> int:
                 sys.stdout.flush()
                 await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
                 await drain(gate, state.live, options.config.server.drain_timeout)
-        except EngineError as exc:
+        except (EngineError, KeyFileError) as exc:
             sys.stderr.write(f"error: {exc}\n")
             status = 1
         for task in (loading, stopping):

@@ -57,7 +57,7 @@ def real_endpoints() -> Iterator[tuple[str, str]]:
     for path, operations in app.openapi()["paths"].items():
         yield from ((method.upper(), path) for method in operations)
     for route in app.routes:
-        if isinstance(route, Route) and route.path != app.swagger_ui_oauth2_redirect_url:
+        if isinstance(route, Route):
             yield from ((method, route.path) for method in route.methods or () if method != "HEAD")
 
 

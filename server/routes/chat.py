@@ -10,7 +10,9 @@ from server.body import read_json_body
 from server.chat_plan import plan_chat
 from server.chat_writer import ChatWriter
 from server.convert import check_model
+from server.deadline import Deadline
 from server.generation import Generation
+from server.limits import lease_of
 from server.offload import call_sized
 from server.openapi import answers, request_body
 from server.state import AppState
@@ -30,9 +32,12 @@ router = APIRouter()
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation with n choices, as one reply or as a stream."""
     state: AppState = request.app.state.qwen
-    state.admission.check()
+    deadline = Deadline.of(request.headers)
+    state.admission.check(deadline.begin_within_s)
     raw_body = await read_json_body(request)
-    body, ignored = parse(ChatRequest, raw_body, state.config.unknown_fields)
+    body, ignored = parse(
+        ChatRequest, raw_body, state.config.unknown_fields, state.config.body_limits
+    )
     check_model(body.model, state.model)
     reply_id = f"chatcmpl-{uuid4().hex}"
     plan = await call_sized(
@@ -43,6 +48,8 @@ async def create_chat_completion(request: Request) -> Response:
         reply_id,
         always_guided=state.config.tool_grammar == "always",
     )
+    lease = lease_of(request)
+    await lease.charge(plan.requests, body.num_choices)
     generation = Generation(
         state.engine,
         plan.requests,
@@ -52,10 +59,12 @@ async def create_chat_completion(request: Request) -> Response:
         candidates_per_prompt=body.num_choices,
         live=state.live,
     )
+    lease.attach(generation)
     return await respond(
         request,
         generation,
         ChatWriter(body, state.model, reply_id),
+        deadline=deadline,
         stream=bool(body.stream),
         headers=ignored_header([*ignored, *plan.unenforced]),
     )

@@ -22,7 +22,9 @@ from protocol.validation import parse
 from server.body import read_json_body
 from server.choice import Delta
 from server.convert import check_model, completion_requests, system_fingerprint
+from server.deadline import Deadline
 from server.generation import Generation
+from server.limits import lease_of
 from server.offload import call_sized
 from server.openapi import answers, request_body
 from server.output_text import TextOptions
@@ -45,12 +47,17 @@ router = APIRouter()
 async def create_completion(request: Request) -> Response:
     """Continue one or many prompts with n choices each, as one reply or as a stream."""
     state: AppState = request.app.state.qwen
-    state.admission.check()
+    deadline = Deadline.of(request.headers)
+    state.admission.check(deadline.begin_within_s)
     raw_body = await read_json_body(request)
-    body, ignored = parse(CompletionRequest, raw_body, state.config.unknown_fields)
+    body, ignored = parse(
+        CompletionRequest, raw_body, state.config.unknown_fields, state.config.body_limits
+    )
     check_model(body.model, state.model)
     reply_id = f"cmpl-{uuid4().hex}"
     requests = await call_sized(len(raw_body), completion_requests, body, state.model, reply_id)
+    lease = lease_of(request)
+    await lease.charge(requests, body.num_candidates)
     generation = Generation(
         state.engine,
         requests,
@@ -60,10 +67,12 @@ async def create_completion(request: Request) -> Response:
         candidates_per_prompt=body.num_candidates,
         live=state.live,
     )
+    lease.attach(generation)
     return await respond(
         request,
         generation,
         CompletionWriter(body, state.model, reply_id, [r.prompt_token_ids for r in requests]),
+        deadline=deadline,
         stream=bool(body.stream),
         headers=ignored_header(ignored),
     )

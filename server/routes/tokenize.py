@@ -31,7 +31,9 @@ router = APIRouter()
 async def tokenize(request: Request) -> Response:
     state: AppState = request.app.state.qwen
     raw_body = await read_json_body(request)
-    body, ignored = parse(TokenizeRequest, raw_body, state.config.unknown_fields)
+    body, ignored = parse(
+        TokenizeRequest, raw_body, state.config.unknown_fields, state.config.body_limits
+    )
     if body.model is not None:
         check_model(body.model, state.model)
     token_ids = await call_sized(len(raw_body), _encode, body, state.model)
@@ -53,7 +55,9 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     state: AppState = request.app.state.qwen
     raw_body = await read_json_body(request)
-    body, ignored = parse(DetokenizeRequest, raw_body, state.config.unknown_fields)
+    body, ignored = parse(
+        DetokenizeRequest, raw_body, state.config.unknown_fields, state.config.body_limits
+    )
     if body.model is not None:
         check_model(body.model, state.model)
     tokenizer = state.model.tokenizer

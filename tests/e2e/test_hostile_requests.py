@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.body import MAX_BODY_BYTES
+from server.config import ServerConfig
 from tests.e2e.real_server import real_server
 
 pytestmark = pytest.mark.real_model
@@ -94,7 +94,7 @@ def test_a_content_type_that_web_pages_may_send(client: httpx.Client, content_ty
 
 
 def test_a_body_too_large(client: httpx.Client) -> None:
-    response = client.post(CHAT, content=b" " * (MAX_BODY_BYTES + 1))
+    response = client.post(CHAT, content=b" " * (ServerConfig().max_body_bytes + 1))
     check_refused(response, 413, "payload_too_large")
 
 

@@ -49,7 +49,7 @@ def test_answer_is_what_the_engine_said(client: OpenAI) -> None:
 
 def test_missing_and_wrong_keys(keyed_server: RunningServer) -> None:
     url = f"{keyed_server.url}/v1"
-    for headers, code in ((None, "invalid_api_key"), ({"Authorization": "Basic YTpi"}, None)):
+    for headers, code in ((None, "invalid_api_key"), ({"Authorization": "Digest x"}, None)):
         with (
             OpenAI(base_url=url, api_key="sk-wrong", default_headers=headers) as client,
             pytest.raises(openai.AuthenticationError) as caught,

@@ -1,8 +1,13 @@
 """The application as a whole: unknown URLs and methods, and its own description."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
 import httpx
 import pytest
 
+from server import body
+from server.config import ServerConfig
 from tests.server.scripted_app import App
 from tests.server.small_app import client_of
 
@@ -57,3 +62,27 @@ async def test_description_has_the_request_schemas() -> None:
         assert fields <= set(schema["properties"])
         assert "$ref" not in str(schema)
     assert (await send("GET", "/docs")).status_code == 200
+
+
+async def test_the_description_can_be_switched_off() -> None:
+    async with client_of(App(config=ServerConfig(docs=False)).state) as client:
+        for path in ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"):
+            assert (await client.get(path)).status_code == 404
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_limits_of_the_body_are_those_of_the_options() -> None:
+    config = ServerConfig(max_body_bytes=200, max_messages=2, max_tools=1)
+    app = App(config=config)
+    message = {"role": "user", "content": "a"}
+    assert (await app.chat(messages=[message] * 2)).status_code == 200
+    too_many = await app.chat(messages=[message] * 3)
+    assert too_many.json()["error"]["code"] == "array_above_max_length"
+    tools = await app.chat(tools=[1, 2])
+    assert tools.json()["error"]["param"] == "tools"
+    large = await app.chat(messages=[{"role": "user", "content": "a" * 200}])
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "payload_too_large")
+    announced = await app.post("/tokenize", b"{}", **{"content-length": "201"})
+    assert announced.status_code == 413
+
+
