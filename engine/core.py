@@ -81,6 +81,7 @@ class Engine:
         self.recovery = Recovery(self.scheduler)
         self._sequences: dict[str, Sequence] = {}
         self._compiling: dict[str, Future[CompiledGrammar]] = {}  # of the sequences that are held
+        self.num_restarts = 0  # engines before this one; engine/process.py knows
         self._num_arrivals = 0
         self._num_finished = 0
         self._num_steps = 0
@@ -196,6 +197,7 @@ class Engine:
             num_waiting=scheduler.num_waiting,
             num_blocks=self.info.num_blocks,
             num_free_blocks=scheduler.block_manager.num_free_blocks,
+            num_restarts=self.num_restarts,
             num_finished=self._num_finished,
             num_steps=self._num_steps,
             num_failed_steps=self.recovery.num_failed_steps,
@@ -264,8 +266,9 @@ class Engine:
             token_ids = result.token_ids[:num_sent]
             logprobs = result.logprobs[:num_sent] if result.logprobs and num_sent else None
             closed_from = None if sequence.grammar is None else sequence.grammar.closed_from
+            timing = sequence.timing() if is_first else None
             events.append(
-                TokenEvent(sequence.id, token_ids, logprobs, prompt_logprobs, closed_from)
+                TokenEvent(sequence.id, token_ids, logprobs, prompt_logprobs, closed_from, timing)
             )
         return [*events, *self._end(sequence, stop_token_id)]
 

@@ -103,6 +103,13 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]  # (token id, logprob), most likely first
 
 
+class Timing(msgspec.Struct, frozen=True, array_like=True):
+    """How long a sequence took to its first token, in seconds of the engine that computed it."""
+
+    queue_s: float  # from its arrival to the first step that computed some of it
+    prefill_s: float  # from that to the first token
+
+
 class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
     """New output tokens of one sequence. A stop token is never among them: Finished carries it."""
 
@@ -113,6 +120,7 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     # from which place in the output on tokens were chosen to complete its grammar in time
     closed_from: int | None = None
+    timing: Timing | None = None  # once, with the first token
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -152,6 +160,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     num_blocks: int = 0
     num_free_blocks: int = 0  # free or only kept for the prefix cache
     num_steps: int = 0
+    num_restarts: int = 0  # engines before this one
     num_finished: int = 0  # sequences that have ended, in whatever way
     num_failed_steps: int = 0  # that raised; their sequences started again
     num_preemptions: int = 0

@@ -20,5 +20,7 @@ def create_app(state: AppState) -> FastAPI:
     for module in (chat, completions, models, tokenize, health, metrics):
         app.include_router(module.router)
     app.add_middleware(AuthMiddleware, api_keys=state.config.api_keys)
-    app.add_middleware(RequestMiddleware, metrics=state.metrics)  # added last: outermost
+    app.add_middleware(  # added last: outermost
+        RequestMiddleware, metrics=state.metrics, traces=state.traces
+    )
     return app

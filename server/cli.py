@@ -26,6 +26,7 @@ from server.quantize import CalibrationOptions, QuantizeError, quantize
 from server.settings import SettingsError, resolve, resolve_data_dir
 from server.supervisor import StartError, listen
 from server.supervisor import serve as supervise
+from server.tracing import TracingError, is_traced
 
 app = typer.Typer(
     name="qwen-serve",
@@ -71,12 +72,13 @@ def _serve_command(**flags: str | bool | Sequence[str] | None) -> None:
     configure(config.server.log_format)
     try:
         status = _serve(config)
-    except (PullError, StartError) as exc:
+    except (PullError, StartError, TracingError) as exc:
         _fail(exc, 1)
     raise typer.Exit(status)
 
 
 def _serve(config: ServeConfig) -> int:
+    is_traced(config.server.otlp_endpoint, os.environ)
     # The port first: to find it taken after a download or a model load would waste minutes.
     with listen(config.server.host, config.server.port) as listener:
         path = pull(

@@ -28,9 +28,11 @@ from server.config import ServeConfig
 from server.draining import drain
 from server.gate import Gate
 from server.logging import configure, get_logger
+from server.loop_lag import watch_loop
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
 from server.state import AppState
+from server.tracing import Traces, traces_to
 
 _KEEP_ALIVE_S = 60
 _CLOSE_S = 2  # for connections, once no request is left
@@ -60,14 +62,19 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack) -> AppState:
+async def load_app(
+    options: WorkerOptions,
+    engine: IpcClient,
+    metrics: Metrics,
+    traces: Traces,
+    gate: Gate,
+    resources: AsyncExitStack,
+) -> AppState:
     """Build the application behind `gate`, open the gate and return what the application knows.
 
     Raises EngineError when the model cannot be served.
     """
     config = options.config
-    engine = IpcClient(config.engine_address)
-    resources.push_async_callback(engine.aclose)
     starting = asyncio.create_task(engine.start())
     try:
         checkpoint = await asyncio.to_thread(Checkpoint.open, config.engine.model)
@@ -79,9 +86,9 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
     finally:
         starting.cancel()
     model = served_model(checkpoint, text, info, config.server.served_model_names)
-    metrics = Metrics(model.names[0], engine.stats, options.multiprocess_dir)
+    metrics.describe_engine(info)
     admission = Admission(engine.stats, config.server.max_waiting)
-    state = AppState(config.server, engine, model, metrics, admission)
+    state = AppState(config.server, engine, model, metrics, admission, traces)
     app = create_app(state)
     await resources.enter_async_context(app.router.lifespan_context(app))
     gate.open(app)
@@ -89,7 +96,13 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
 
 
 async def _serve(options: WorkerOptions) -> int:
-    gate = Gate()
+    config = options.config.server
+    engine = IpcClient(options.config.engine_address)
+    name = config.served_model_names[0]
+    metrics = Metrics(name, engine, options.multiprocess_dir, has_vllm_names=config.vllm_metrics)
+    engine.on_resume = metrics.requests_resumed
+    traces = traces_to(config.otlp_endpoint, os.environ, name)
+    gate = Gate(metrics, traces)
     server = _Server(
         uvicorn.Config(
             gate,
@@ -108,8 +121,10 @@ async def _serve(options: WorkerOptions) -> int:
         asyncio.get_running_loop().add_signal_handler(signum, stop_asked.set)
     listener = socket.socket(fileno=options.socket_fd)
     async with AsyncExitStack() as resources:
+        resources.push_async_callback(engine.aclose)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        loading = asyncio.create_task(load_app(options, gate, resources))
+        loading = asyncio.create_task(load_app(options, engine, metrics, traces, gate, resources))
+        watching = asyncio.create_task(watch_loop(metrics.loop_lagged))
         stopping = asyncio.create_task(stop_asked.wait())
         await asyncio.wait((serving, loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         status = 0
@@ -120,15 +135,16 @@ async def _serve(options: WorkerOptions) -> int:
                 sys.stdout.write(msgspec.json.encode(ready).decode() + "\n")
                 sys.stdout.flush()
                 await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-                await drain(gate, state.live, options.config.server.drain_timeout)
+                await drain(gate, state.live, config.drain_timeout)
         except EngineError as exc:
             sys.stderr.write(f"error: {exc}\n")
             status = 1
-        for task in (loading, stopping):
+        for task in (loading, stopping, watching):
             task.cancel()
-        await asyncio.gather(loading, stopping, return_exceptions=True)
+        await asyncio.gather(loading, stopping, watching, return_exceptions=True)
         server.should_exit = True
         await serving
+        await asyncio.to_thread(traces.close)
     return status
 
 

@@ -13,6 +13,7 @@ from server.convert import check_model
 from server.generation import Generation
 from server.offload import call_sized
 from server.openapi import request_body
+from server.request_record import RequestRecord
 from server.state import AppState
 from server.streaming import ignored_header, respond
 
@@ -43,7 +44,7 @@ async def create_chat_completion(request: Request) -> Response:
         plan.requests,
         state.model.tokenizer,
         plan.options,
-        state.metrics.request_started(PATH),
+        state.metrics.request_started(RequestRecord.of(request.scope), PATH, "chat", body.model),
         candidates_per_prompt=body.num_choices,
         live=state.live,
     )

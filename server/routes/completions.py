@@ -26,6 +26,7 @@ from server.generation import Generation
 from server.offload import call_sized
 from server.openapi import request_body
 from server.output_text import TextOptions
+from server.request_record import RequestRecord
 from server.state import AppState, ServedModel
 from server.streaming import ignored_header, respond
 
@@ -51,7 +52,9 @@ async def create_completion(request: Request) -> Response:
         requests,
         state.model.tokenizer,
         TextOptions.of(body),
-        state.metrics.request_started(PATH),
+        state.metrics.request_started(
+            RequestRecord.of(request.scope), PATH, "text_completion", body.model
+        ),
         candidates_per_prompt=body.num_candidates,
         live=state.live,
     )

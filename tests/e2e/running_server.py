@@ -32,7 +32,7 @@ def build_state(model_path: Path, engine: FakeEngine, config: ServerConfig) -> A
     checkpoint = Checkpoint.open(model_path)
     text = ModelText.of(checkpoint)
     model = served_model(checkpoint, text, engine.info, [MODEL, ALIAS])
-    metrics = Metrics(MODEL, engine.stats)
+    metrics = Metrics(MODEL, engine)
     return AppState(config, engine, model, metrics, Admission(engine.stats, config.max_waiting))
 
 

@@ -34,7 +34,7 @@ INFO = EngineInfo(
 TOKEN_INTERVAL_S = 0.05
 
 
-def serve_engine(address: str, journal_path: str, go: Path | None) -> None:
+def serve_engine(address: str, journal_path: str, go: Path | None, stats: EngineStats) -> None:
     """Play an engine: greet once `go` exists, then one token a beat for every request."""
     transport = RouterTransport(address)
     while go is not None and not go.exists():
@@ -47,7 +47,7 @@ def serve_engine(address: str, journal_path: str, go: Path | None) -> None:
         for client, message in transport.receive():
             match message:
                 case Hello():
-                    transport.send(client, [INFO, EngineStats()])
+                    transport.send(client, [INFO, stats])
                 case EngineRequest():
                     known = message.progress.token_ids if message.progress else []
                     live[message.id] = (client, message, len(known))
@@ -76,7 +76,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if kind == "engine" and mode != "wait":
         go = folder / "go" if mode == "late" else None
-        serve_engine(options["address"], options["journal"], go)
+        stats = EngineStats(num_restarts=options["num_restarts"])
+        serve_engine(options["address"], options["journal"], go, stats)
     if kind == "worker" and mode != "wait":
         sys.stdout.write('{"model": "m"}\n')
         sys.stdout.flush()
