@@ -89,7 +89,7 @@ def forget_worker(directory: Path, pid: int) -> None:
 
 
 class Metrics:
-    """All metrics of one server process. Used from its event loop.
+    """All metrics of one server process. Used from its event loop, `render` from any thread.
 
     Raises ValueError when `multiprocess_dir` is given but prometheus_client was imported without.
     """
