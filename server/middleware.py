@@ -73,5 +73,9 @@ class _Exchange:
     def _end(self) -> None:
         record = self._record
         record.end()
-        self._metrics.http_response(record)
-        _log.info("http_request", **log_fields(record), **self._traces.export(record))
+        fields = log_fields(record)
+        try:
+            self._metrics.http_response(record)
+            fields |= self._traces.export(record)
+        finally:  # whatever goes wrong: a request without a line would have vanished
+            _log.info("http_request", **fields)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from engine.messages import Fault
 from protocol.errors import EngineUnavailable, Overloaded
 from server.app import create_app
 from server.config import ServerConfig
+from server.request_record import RequestRecord
 from tests.server.scripted_app import App, saying
 from tests.server.small_app import client_of
 
@@ -211,6 +213,21 @@ async def test_a_request_that_the_shutdown_ends(logs: Logs, stream: bool) -> Non
     line = only_line(logs)
     assert line["outcome"] == "engine_unavailable"
     assert line["status"] == (200 if stream else 503)
+
+
+async def test_a_trace_that_fails_costs_no_line(logs: Logs) -> None:
+    class BadTraces:
+        def export(self, record: RequestRecord) -> dict[str, str]:
+            raise RuntimeError("a bug")
+
+        def close(self) -> None:
+            raise AssertionError
+
+    app = App()
+    app.state = replace(app.state, traces=BadTraces())
+    with pytest.raises(RuntimeError):
+        await app.complete()
+    assert only_line(logs)["status"] == 200
 
 
 async def test_requests_for_the_server_itself_are_logged_too(logs: Logs) -> None:
