@@ -31,6 +31,7 @@ from engine.results import ChunkResult
 from engine.scheduler import Schedule, Scheduler
 from engine.sequence import Chunk, Sequence
 from engine.speculation.speculator import Speculator
+from engine.step_sizes import StepSizes
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Engine:
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
+        self._step_sizes = StepSizes()
         self._step_time_s = 0.0
         self._model_time_s = 0.0
 
@@ -165,6 +167,7 @@ class Engine:
             events += self._postprocess(chunk, result)
         self.recovery.step_succeeded()
         self._num_steps += 1
+        self._step_sizes.add(schedule.chunks)
         self._step_time_s = time.perf_counter() - started
         return events
 
@@ -208,6 +211,8 @@ class Engine:
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_draft_tokens=0 if speculator is None else speculator.num_draft_tokens,
             num_accepted_tokens=0 if speculator is None else speculator.num_accepted_tokens,
+            step_sizes=tuple(self._step_sizes.counts),
+            num_step_tokens=self._step_sizes.num_tokens,
             step_time_s=self._step_time_s,
             model_time_s=self._model_time_s,
         )

@@ -20,6 +20,10 @@ FaultCode = Literal[
 ]
 
 
+# of EngineStats.step_sizes
+STEP_TOKEN_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Per-request sampling numbers, already resolved.
 
@@ -170,6 +174,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     prefix_cache_hits: int = 0  # of those, found
     num_draft_tokens: int = 0  # guessed by speculation and verified
     num_accepted_tokens: int = 0  # of those, right
+    # steps by the smallest of STEP_TOKEN_BOUNDS that their tokens do not exceed; last: none
+    step_sizes: tuple[int, ...] = (0,) * (len(STEP_TOKEN_BOUNDS) + 1)
+    num_step_tokens: int = 0  # computed in all steps, also those computed again
     step_time_s: float = 0.0  # of the last step
     model_time_s: float = 0.0  # of that, inside the model and sampler
 

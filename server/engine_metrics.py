@@ -1,11 +1,17 @@
 """The engine's newest statistics as metrics, read at each scrape."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
-from engine.messages import EngineInfo, EngineStats
+from engine.messages import STEP_TOKEN_BOUNDS, EngineInfo, EngineStats
 
 _INFO_FIELDS = ("dtype", "device", "backend", "max_model_len", "num_blocks", "block_size")
 
@@ -49,6 +55,7 @@ class EngineCollector:
             counter = CounterMetricFamily(f"qwen_serve_engine_{name}", text, labels=["model_name"])
             counter.add_metric([self._model_name], value)
             yield counter
+        yield self._step_sizes(stats)
         if self.info is not None:
             yield self._model_info(self.info)
 
@@ -64,6 +71,15 @@ class EngineCollector:
             ("step_seconds", "Duration of the last step.", stats.step_time_s),
             ("step_model_seconds", "Of that, in the model and sampler.", stats.model_time_s),
         )
+
+    def _step_sizes(self, stats: EngineStats) -> Metric:
+        bounds = (*(str(float(bound)) for bound in STEP_TOKEN_BOUNDS), "+Inf")
+        buckets = list(zip(bounds, accumulate(stats.step_sizes), strict=True))
+        family = HistogramMetricFamily(
+            "qwen_serve_engine_step_tokens", "Tokens computed in a step.", labels=["model_name"]
+        )
+        family.add_metric([self._model_name], buckets, stats.num_step_tokens)
+        return family
 
     def _model_info(self, info: EngineInfo) -> Metric:
         family = GaugeMetricFamily(

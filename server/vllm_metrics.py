@@ -66,6 +66,7 @@ ALIASES = (
     _engine("kv_cache_usage_perc", "kv_cache_usage_ratio"),
     _engine("gpu_cache_usage_perc", "kv_cache_usage_ratio"),  # its name until 0.10
     _engine("num_preemptions", "preemptions"),
+    _engine("iteration_tokens_total", "step_tokens"),
     _engine("prompt_tokens", "prompt_tokens", "prefix_cache_hits"),
     _engine("generation_tokens", "generation_tokens"),
     _engine("prefix_cache_queries", "prefix_cache_queries"),

@@ -34,6 +34,8 @@ STATS = EngineStats(
     prefix_cache_hits=30,
     num_draft_tokens=50,
     num_accepted_tokens=20,
+    step_sizes=(4, 5, 0, 0, 2, *[0] * 9),
+    num_step_tokens=150,
     step_time_s=0.5,
     model_time_s=0.25,
 )
@@ -96,6 +98,11 @@ def test_engine_stats_are_read_at_the_scrape() -> None:
     }
     found = {name: value(f"qwen_serve_engine_{name}", model_name="m") for name in expected}
     assert found == expected
+    step_tokens = {"1.0": 4, "8.0": 9, "32.0": 9, "64.0": 11, "+Inf": 11}
+    for le, count in step_tokens.items():
+        assert value("qwen_serve_engine_step_tokens_bucket", le=le) == count
+    assert value("qwen_serve_engine_step_tokens_count") == 11
+    assert value("qwen_serve_engine_step_tokens_sum") == 150
 
 
 def test_a_request_from_start_to_end(clock: Clock) -> None:

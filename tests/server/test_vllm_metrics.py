@@ -19,7 +19,7 @@ DASHBOARD = (
     *("vllm:kv_cache_usage_perc", "vllm:request_prompt_tokens_bucket"),
     *("vllm:request_generation_tokens_bucket", "vllm:request_success_total"),
     *("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum"),
-    "vllm:request_decode_time_seconds_sum",
+    *("vllm:request_decode_time_seconds_sum", "vllm:iteration_tokens_total_count"),
 )
 
 
@@ -51,6 +51,7 @@ def test_the_values_are_ours() -> None:
     assert value("vllm:prompt_tokens_total", **of_model) == 70 + 30  # computed and cached
     assert value("vllm:generation_tokens_total", **of_model) == 80
     assert value("vllm:prefix_cache_hits_total", **of_model) == 30
+    assert value("vllm:iteration_tokens_total_count", **of_model) == 11
     assert value("vllm:spec_decode_num_accepted_tokens_total", **of_model) == 20
     assert value("vllm:request_success_total", finished_reason="stop", **of_model) == 1
     assert value("vllm:request_success_total", finished_reason="error", **of_model) == 1
