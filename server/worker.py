@@ -27,6 +27,7 @@ from server.app import create_app
 from server.config import ServeConfig
 from server.draining import drain
 from server.gate import Gate
+from server.http_protocol import http_protocol
 from server.logging import configure, get_logger
 from server.loop_lag import watch_loop
 from server.metrics import Metrics
@@ -106,7 +107,7 @@ async def _serve(options: WorkerOptions) -> int:
     server = _Server(
         uvicorn.Config(
             gate,
-            http="httptools",
+            http=http_protocol(metrics, traces),
             ws="none",
             lifespan="off",  # load_app runs the real application's
             log_config=None,

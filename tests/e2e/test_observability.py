@@ -35,8 +35,8 @@ def server(
 ) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("server")
     options = ("--served-model-name", "m", "--workers", "2", "--kv-cache-memory", "64MiB")
-    options += ("--vllm-metrics", "--otlp-endpoint", receiver.url)
-    with real_server(folder, smollm2_path, *options) as running:
+    observed = ("--vllm-metrics", "--otlp-endpoint", receiver.url)
+    with real_server(folder, smollm2_path, *options, *observed) as running:
         yield running
 
 
@@ -48,7 +48,9 @@ def responses(server: RealServer) -> list[httpx.Headers]:
         with OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
             create = client.chat.completions.with_streaming_response.create
             is_stream: Any = i % 2 == 1
-            with create(model="m", messages=MESSAGES, max_tokens=8, stream=is_stream) as response:
+            with create(
+                model="m", messages=MESSAGES, max_tokens=8, temperature=0, stream=is_stream
+            ) as response:
                 response.read()
                 headers.append(response.headers)
     return headers
