@@ -5,14 +5,20 @@ implementation and `engine/fake.py` one without a model, for tests and for measu
 alone.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from engine.messages import EngineInfo, EngineRequest, EngineStats, Event
 
 
 class EngineClient(Protocol):
-    """A connection to one engine, used from one event loop."""
+    """A connection to one engine, or to several as if they were one, used from one event loop.
+
+    Attributes:
+        on_resume: called with the number of requests that another engine goes on with.
+    """
+
+    on_resume: Callable[[int], None]
 
     async def start(self) -> EngineInfo:
         """Connect and wait until the engine has loaded its model."""

@@ -31,6 +31,7 @@ from engine.results import ChunkResult
 from engine.scheduler import Schedule, Scheduler
 from engine.sequence import Chunk, Sequence
 from engine.speculation.speculator import Speculator
+from engine.step_sizes import StepSizes
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +83,13 @@ class Engine:
         self.recovery = Recovery(self.scheduler)
         self._sequences: dict[str, Sequence] = {}
         self._compiling: dict[str, Future[CompiledGrammar]] = {}  # of the sequences that are held
+        self.num_restarts = 0  # engines before this one; engine/process.py knows
         self._num_arrivals = 0
         self._num_finished = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
+        self._step_sizes = StepSizes()
         self._step_time_s = 0.0
         self._model_time_s = 0.0
 
@@ -165,6 +168,7 @@ class Engine:
             events += self._postprocess(chunk, result)
         self.recovery.step_succeeded()
         self._num_steps += 1
+        self._step_sizes.add(schedule.chunks)
         self._step_time_s = time.perf_counter() - started
         return events
 
@@ -197,6 +201,7 @@ class Engine:
             num_waiting=scheduler.num_waiting,
             num_blocks=self.info.num_blocks,
             num_free_blocks=scheduler.block_manager.num_free_blocks,
+            num_restarts=self.num_restarts,
             num_finished=self._num_finished,
             num_steps=self._num_steps,
             num_failed_steps=self.recovery.num_failed_steps,
@@ -207,6 +212,8 @@ class Engine:
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_draft_tokens=0 if speculator is None else speculator.num_draft_tokens,
             num_accepted_tokens=0 if speculator is None else speculator.num_accepted_tokens,
+            step_sizes=tuple(self._step_sizes.counts),
+            num_step_tokens=self._step_sizes.num_tokens,
             step_time_s=self._step_time_s,
             model_time_s=self._model_time_s,
         )
@@ -265,8 +272,9 @@ class Engine:
             token_ids = result.token_ids[:num_sent]
             logprobs = result.logprobs[:num_sent] if result.logprobs and num_sent else None
             closed_from = None if sequence.grammar is None else sequence.grammar.closed_from
+            timing = sequence.timing() if is_first else None
             events.append(
-                TokenEvent(sequence.id, token_ids, logprobs, prompt_logprobs, closed_from)
+                TokenEvent(sequence.id, token_ids, logprobs, prompt_logprobs, closed_from, timing)
             )
         return [*events, *self._end(sequence, stop_token_id)]
 

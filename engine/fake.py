@@ -128,6 +128,7 @@ class FakeEngine:
         self.script = script if script is not None else echo_script(eos_token_ids)
         self.requests: list[EngineRequest] = []
         self.aborted: list[str] = []
+        self.on_resume: Callable[[int], None] = lambda num_requests: None  # never called
         self._running: dict[str, _Running] = {}
         self._dead: Fault | None = None
         self._num_prompt_tokens = 0

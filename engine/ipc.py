@@ -8,7 +8,7 @@ which is greeted and goes on with them (engine/flight.py).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import zmq
@@ -37,9 +37,14 @@ RESUME_TIMEOUT_S = 120.0  # how long requests wait for the next engine
 
 
 class IpcClient:
-    """One server process's connection to one engine; see engine.client.EngineClient."""
+    """One server process's connection to one engine; see engine.client.EngineClient.
+
+    Attributes:
+        on_resume: called with the number of requests that another engine goes on with.
+    """
 
     def __init__(self, address: str, resume_timeout_s: float = RESUME_TIMEOUT_S) -> None:
+        self.on_resume: Callable[[int], None] = lambda num_requests: None
         self._address = address
         self._resume_timeout_s = resume_timeout_s
         self._context = zmq.asyncio.Context()
@@ -191,6 +196,7 @@ class IpcClient:
         if left:
             logger.warning("requests resumed", extra={"fields": {"num_requests": len(left)}})
             self._send([flight.request() for flight in left])
+            self.on_resume(len(left))
 
     def _lose_engine(self) -> None:
         if self._problem is not None:

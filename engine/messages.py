@@ -20,6 +20,10 @@ FaultCode = Literal[
 ]
 
 
+# of EngineStats.step_sizes
+STEP_TOKEN_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Per-request sampling numbers, already resolved.
 
@@ -103,6 +107,13 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]  # (token id, logprob), most likely first
 
 
+class Timing(msgspec.Struct, frozen=True, array_like=True):
+    """How long a sequence took to its first token, in seconds of the engine that computed it."""
+
+    queue_s: float  # from its arrival to the first step that computed some of it
+    prefill_s: float  # from that to the first token
+
+
 class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
     """New output tokens of one sequence. A stop token is never among them: Finished carries it."""
 
@@ -113,6 +124,7 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     # from which place in the output on tokens were chosen to complete its grammar in time
     closed_from: int | None = None
+    timing: Timing | None = None  # once, with the first token
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -152,6 +164,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     num_blocks: int = 0
     num_free_blocks: int = 0  # free or only kept for the prefix cache
     num_steps: int = 0
+    num_restarts: int = 0  # engines before this one
     num_finished: int = 0  # sequences that have ended, in whatever way
     num_failed_steps: int = 0  # that raised; their sequences started again
     num_preemptions: int = 0
@@ -161,6 +174,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     prefix_cache_hits: int = 0  # of those, found
     num_draft_tokens: int = 0  # guessed by speculation and verified
     num_accepted_tokens: int = 0  # of those, right
+    # steps by the smallest of STEP_TOKEN_BOUNDS that their tokens do not exceed; last: none
+    step_sizes: tuple[int, ...] = (0,) * (len(STEP_TOKEN_BOUNDS) + 1)
+    num_step_tokens: int = 0  # computed in all steps, also those computed again
     step_time_s: float = 0.0  # of the last step
     model_time_s: float = 0.0  # of that, inside the model and sampler
 

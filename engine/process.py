@@ -52,6 +52,7 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     journal: str | None = None  # a file to be written: see journal.py
     # requests that were computed when engines died -> in how many in a row, without a new token
     suspects: dict[str, int] = {}
+    num_restarts: int = 0  # engines before this one, for the statistics
 
 
 class EngineLoop:
@@ -181,6 +182,7 @@ def main() -> None:
     except EngineError as exc:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(1)
+    engine.num_restarts = options.num_restarts
     gc.collect()
     gc.freeze()  # what is loaded stays: a collection that walks through it is a stall of a stream
     journal = None

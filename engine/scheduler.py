@@ -11,6 +11,7 @@ nothing else of the step wants, and give the blocks back where they are not acce
 """
 
 import bisect
+import time
 from dataclasses import dataclass, field
 
 from engine.block_manager import BlockManager
@@ -236,6 +237,7 @@ class Scheduler:
             # a resumed sequence may find some of its output there too
             num_hits = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
             sequence.num_cached_tokens = num_hits
+            sequence.scheduled_s = time.perf_counter()
             self.prefix_cache_queries += sequence.num_prompt_tokens
             self.prefix_cache_hits += num_hits
 

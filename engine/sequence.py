@@ -5,10 +5,11 @@ Owned by the scheduler; the model runner and the sampler read it. There is no pr
 state: a sequence simply has tokens that are not computed yet, one of them when it is decoding.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.messages import EngineRequest, Progress, SamplingParams, TokenLogprobs
+from engine.messages import EngineRequest, Progress, SamplingParams, Timing, TokenLogprobs
 
 if TYPE_CHECKING:
     from engine.grammar import GrammarState
@@ -39,11 +40,20 @@ class Sequence:
     grammar: "GrammarState | None" = None  # set before the sequence is first scheduled
     num_draft_computed_tokens: int = 0  # those in the KV cache of a draft model
     speculation: "Memory | None" = None  # kept here by the speculator between steps
+    arrived_s: float = field(default_factory=time.perf_counter)
+    scheduled_s: float | None = None  # when it was first in a step, by the same clock
 
     def __post_init__(self) -> None:
         progress = self.request.progress
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.token_ids = [*self.request.prompt_token_ids, *(progress.token_ids if progress else ())]
+
+    def timing(self) -> Timing | None:
+        """What the first token took, called when it is there; None for a suspect's."""
+        if self.scheduled_s is None:
+            return None
+        queue_s = self.scheduled_s - self.arrived_s
+        return Timing(queue_s, time.perf_counter() - self.scheduled_s)
 
     def forget_step(self) -> None:
         """Drop what a failed step may have left in the state that collaborators keep here."""

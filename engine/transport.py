@@ -119,7 +119,9 @@ class RouterTransport:
         self._socket.close()
         self._context.term()
 
-    def _messages_of(self, client: bytes, frame: bytes) -> list[tuple[bytes, EngineRequest | Abort]]:
+    def _messages_of(
+        self, client: bytes, frame: bytes
+    ) -> list[tuple[bytes, EngineRequest | Abort]]:
         try:
             decoded = codec.decode_to_engine(frame)
         except msgspec.DecodeError as exc:

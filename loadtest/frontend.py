@@ -202,7 +202,7 @@ def _be_the_server(model_path: Path, fd: int, pace_s: float, profile: Path | Non
     answer = text.tokenizer.encode(_ANSWER, parse_special=False)
     engine = FakeEngine(script=_script(answer, pace_s))
     model = served_model(checkpoint, text, engine.info, ["frontend"])
-    metrics = Metrics(model.names[0], engine.stats)
+    metrics = Metrics(model.names[0], engine)
     options = ServerConfig()
     admission = Admission(engine.stats, options.max_waiting)
     app = create_app(AppState(options, engine, model, metrics, admission))

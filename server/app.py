@@ -33,5 +33,7 @@ def create_app(state: AppState, access: Access | None = None) -> FastAPI:
         app.include_router(module.router)
     app.add_middleware(LimitsMiddleware, store=access.limits)
     app.add_middleware(AuthMiddleware, keys=access.keys)
-    app.add_middleware(RequestMiddleware, metrics=state.metrics)  # added last: outermost
+    app.add_middleware(  # added last: outermost
+        RequestMiddleware, metrics=state.metrics, traces=state.traces
+    )
     return app

@@ -1,4 +1,4 @@
-"""The `qwen-serve` command: serve (or its halves, server and engine), pull, quantize, keys and chat.
+"""The `qwen-serve` command: serve, its halves server and engine, pull, quantize, keys and chat.
 
 Turns flags into calls and errors into one line and an exit status: 2 for a bad option, 1 for
 anything that failed. The options of `serve` come from server/options.py.
@@ -31,6 +31,7 @@ from server.settings import SettingsError, resolve, resolve_data_dir
 from server.supervisor import StartError, listen
 from server.supervisor import serve as supervise
 from server.tls import TlsError, check_certificate
+from server.tracing import TracingError, is_traced
 
 app = typer.Typer(
     name="qwen-serve",
@@ -96,10 +97,11 @@ def _run_halves(flags: Mapping[str, Flags], *, has_server: bool, has_engine: boo
         _fail("a server and an engine that are apart need a --queue that both can reach", 2)
     configure(config.server.log_format)
     try:
+        is_traced(config.server.otlp_endpoint, os.environ)
         # The port first: to find it taken after a download or a model load would waste minutes.
         with listen(config.server.host, config.server.port) if has_server else nullcontext() as at:
             status = supervise(_with_model(config), at, has_engine=has_engine)
-    except (PullError, StartError) as exc:
+    except (PullError, StartError, TracingError) as exc:
         _fail(exc, 1)
     raise typer.Exit(status)
 

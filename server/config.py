@@ -39,6 +39,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: int = 30  # seconds that running requests may go on when the server is to end
     # seconds without a step after which an engine that has work counts as hung
     step_timeout: int = 300
+    vllm_metrics: bool = False  # /metrics has vLLM's names too
+    otlp_endpoint: str | None = None  # base URL that traces go to; None = OpenTelemetry's variables
     log_format: Literal["json", "console"] = "json"
     tool_format: ToolFormatChoice = "auto"  # of calls; auto = what the chat template shows
     tool_grammar: Literal["always", "asked"] = "always"  # asked: where a request needs it

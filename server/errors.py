@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from engine.errors import (
     CheckpointError,
@@ -31,8 +32,9 @@ from protocol.errors import (
 )
 from protocol.validation import to_invalid_request
 from server.logging import get_logger
+from server.request_record import STATUS_CLIENT_GONE, RequestRecord
 
-STATUS_CLIENT_GONE = 499  # nginx's; never sent, only logged and counted
+_REFUSALS = frozenset({429, 503})  # statuses of requests that may come again
 
 _log = get_logger(__name__)
 
@@ -99,13 +101,37 @@ def from_engine_error(error: EngineError) -> ApiError:
     )
 
 
-def error_response(error: ApiError) -> Response:
-    return Response(
-        error.encode(),
-        status_code=error.status,
-        headers=error.headers,
-        media_type="application/json",
-    )
+def error_label(error: Exception) -> str:
+    """A short word for metrics, logs and traces: the code of what a client is told."""
+    if isinstance(error, EngineDead):
+        error = EngineUnavailable(str(error))
+    if not isinstance(error, ApiError):
+        return "internal"
+    return error.code or ("internal" if error.status >= 500 else error.type)
+
+
+def error_response(error: ApiError, *, refusal: str | None = None) -> Response:
+    """The response; where it turns a request away, `refusal` may say why better than its code."""
+    return _ErrorResponse(error, refusal)
+
+
+class _ErrorResponse(Response):
+    """Notes in the request's record what went wrong."""
+
+    def __init__(self, error: ApiError, refusal: str | None) -> None:
+        super().__init__(
+            error.encode(),
+            status_code=error.status,
+            headers=error.headers,
+            media_type="application/json",
+        )
+        self._label = error_label(error)
+        self._refusal = refusal or (self._label if error.status in _REFUSALS else None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = RequestRecord.of(scope)
+        record.error_code, record.refusal = self._label, self._refusal
+        await super().__call__(scope, receive, send)
 
 
 def add_exception_handlers(app: FastAPI) -> None:

@@ -13,9 +13,10 @@ from engine.messages import EngineRequest, Event, Finished, TokenEvent
 from protocol.tokenizer import Tokenizer
 from protocol.usage import Usage, count_usage
 from server.choice import Choice, Delta
+from server.errors import error_label
 from server.live import Live
-from server.metrics import RequestTimer
 from server.output_text import TextOptions
+from server.request_timer import RequestTimer
 
 
 class Generation:
@@ -49,6 +50,7 @@ class Generation:
         self._on_close: list[Callable[[], None]] = []
         self._live = live
         live.add(self)
+        timer.planned(requests)
         self._tasks = [
             asyncio.create_task(self._pump(index, request))
             for index, request in enumerate(requests)
@@ -97,7 +99,7 @@ class Generation:
     def _feed(self, index: int, event: Event) -> Delta | None:
         choice = self.choices[index]
         if index == 0 and isinstance(event, TokenEvent) and event.token_ids:
-            self._time_tokens(len(event.token_ids))
+            self._time_tokens(event)
         delta = choice.feed(event)
         if choice.has_ended:
             self._num_running -= 1
@@ -106,12 +108,12 @@ class Generation:
             self._engine.abort(choice.request.id)
         return delta
 
-    def _time_tokens(self, count: int) -> None:
+    def _time_tokens(self, event: TokenEvent) -> None:
         # of the first choice only: the gaps between tokens of different choices mean nothing
         if self._num_events == 0:
-            self._timer.first_token()
+            self._timer.first_token(event.timing)
         else:
-            self._timer.token(count)
+            self._timer.token(len(event.token_ids))
         self._num_events += 1
 
     @property
@@ -156,6 +158,6 @@ class Generation:
 
     def _outcome(self) -> str:
         if self._failure is not None:
-            return getattr(self._failure, "code", None) or "internal"
+            return error_label(self._failure)
         reason = self.choices[0].finish_reason
         return "abort" if self._num_running or reason is None else reason

@@ -1,6 +1,9 @@
-"""Prometheus metrics of a server process, all named qwen_serve_*.
+"""Prometheus metrics of a server process; docs/metrics.md has them all.
 
-Counts what the HTTP side sees and translates the engine's newest EngineStats when it is scraped.
+Where OpenTelemetry's GenAI conventions have a name it is that one, else qwen_serve_*
+(docs/decisions/0016-metric-names.md). Counts what the HTTP side sees; the engine's newest
+statistics are translated at the scrape (server/engine_metrics.py), as are vLLM's names
+(server/vllm_metrics.py).
 With several worker processes on one engine, prometheus_client's multiprocess mode adds the workers'
 own metrics up, whichever worker is scraped; the engine's appear once. That mode is chosen by an
 environment variable that prometheus_client reads when it is imported, so the parent calls
@@ -8,9 +11,10 @@ environment variable that prometheus_client reads when it is imported, so the pa
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
+from platform import python_version
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,30 +25,51 @@ from prometheus_client import (
     generate_latest,
     values,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from engine.messages import EngineStats
+from engine.messages import EngineInfo
+from server.bounded_names import BoundedNames
+from server.engine_metrics import EngineCollector, EngineView
 from server.event_loop_collector import EventLoopCollector
+from server.request_record import RequestRecord
+from server.request_timer import RequestTimer
+from server.vllm_metrics import vllm_families
 
 _MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_PROVIDER = "qwen-serve"
+_GEN_AI_LABELS = (
+    *("gen_ai_operation_name", "gen_ai_provider_name"),
+    *("gen_ai_request_model", "gen_ai_response_model"),
+)
+_MAX_KEYS = 100  # label values; the rest share one
 
-# Seconds. From a small model on a GPU (1 ms a token) to a long prompt on a laptop CPU.
+# Seconds, unless said. The conventions' own boundaries, and beyond them what a small model on a GPU
+# (1 ms a token) and a long prompt on a laptop CPU need.
 _FIRST_TOKEN_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640),
 )
-_INTER_TOKEN_BUCKETS = (
+_OUTPUT_TOKEN_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4),
     *(0.5, 0.75, 1, 2.5, 5, 10, 20),
 )
-_DURATION_BUCKETS = (
+_REQUEST_BUCKETS = (
+    *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+    *(163.84, 327.68, 655.36, 1310.72),
+)
+_HTTP_BUCKETS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75),
     *(1, 2.5, 5, 10, 20, 40, 60, 120, 240, 480, 960, 1920),
 )
+_TOKEN_BUCKETS = tuple(4**power for power in range(14))  # tokens, of the conventions
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_CHOICE_BUCKETS = (1, 2, 5, 10, 20, 50, 100)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# there from the start, so that the first one is an increase
+_REFUSALS = ("overloaded", "rate_limit_exceeded", "engine_unavailable", "draining", "loading")
 
 
 def share_between_workers(directory: Path) -> None:
@@ -65,7 +90,7 @@ def forget_worker(directory: Path, pid: int) -> None:
 
 
 class Metrics:
-    """All metrics of one server process. Used from its event loop.
+    """All metrics of one server process. Used from its event loop, `render` from any thread.
 
     Raises ValueError when `multiprocess_dir` is given but prometheus_client was imported without.
     """
@@ -73,195 +98,234 @@ class Metrics:
     def __init__(
         self,
         model_name: str,
-        engine_stats: Callable[[], EngineStats],
+        engine: EngineView,
         multiprocess_dir: str | None = None,
+        *,
+        has_vllm_names: bool = False,
     ) -> None:
         if multiprocess_dir is not None:
             _check_multiprocess(multiprocess_dir)
         disable_created_metrics()  # type: ignore[no-untyped-call]  # as in multiprocess mode
-        self._multiprocess_dir = multiprocess_dir
-        self._engine = _EngineCollector(model_name, engine_stats)
-        self._registry = CollectorRegistry()
-        if multiprocess_dir is None:
-            self._registry.register(self._engine)
-            self._registry.register(EventLoopCollector())
-        self._create_request_metrics(model_name)
-        self._create_http_metrics()
-
-    def _create_request_metrics(self, model_name: str) -> None:
         self.model_name = model_name
-        self.requests = Counter(
-            "qwen_serve_requests",
-            "Generation requests that ended, by how they ended.",
-            ["model_name", "endpoint", "outcome"],
-            registry=self._registry,
-        )
-        self.prompt_tokens = self._counter(
-            "prompt_tokens", "Prompt tokens of ended requests, cached ones included."
-        )
-        self.cached_prompt_tokens = self._counter(
-            "cached_prompt_tokens", "Prompt tokens taken from the prefix cache."
-        )
-        self.generation_tokens = self._counter(
-            "generation_tokens", "Output tokens of ended requests."
-        )
-        self.first_token_seconds = self._histogram(
-            "time_to_first_token_seconds",
-            "From the request's arrival to its first output token.",
-            _FIRST_TOKEN_BUCKETS,
-        )
-        self.inter_token_seconds = self._histogram(
-            "inter_token_latency_seconds",
-            "Between two output tokens of a request.",
-            _INTER_TOKEN_BUCKETS,
-        )
-        self.request_seconds = self._histogram(
-            "request_duration_seconds",
+        self._multiprocess_dir = multiprocess_dir
+        self._has_vllm_names = has_vllm_names
+        self._engine = EngineCollector(model_name, engine)
+        self._keys = BoundedNames(_MAX_KEYS)
+        self._registry = CollectorRegistry()
+        self._create_gen_ai_metrics()
+        self._create_request_metrics()
+        self._create_server_metrics()
+
+    def _create_gen_ai_metrics(self) -> None:
+        self._request_seconds = self._histogram(
+            "gen_ai_server_request_duration_seconds",
             "From a generation request's arrival to its end.",
-            _DURATION_BUCKETS,
+            _REQUEST_BUCKETS,
+            (*_GEN_AI_LABELS, "error_type"),
         )
+        self._first_token_seconds = self._histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "From a request's arrival to its first output token.",
+            _FIRST_TOKEN_BUCKETS,
+            _GEN_AI_LABELS,
+        )
+        self._output_token_seconds = self._histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Mean time of a finished request's tokens behind the first.",
+            _OUTPUT_TOKEN_BUCKETS,
+            _GEN_AI_LABELS,
+        )
+        self._token_usage = self._histogram(
+            "gen_ai_client_token_usage",
+            "Tokens of a request: its prompt, cached ones included, and all of its choices.",
+            _TOKEN_BUCKETS,
+            (*_GEN_AI_LABELS, "gen_ai_token_type"),
+        )
+
+    def _create_request_metrics(self) -> None:
+        self._requests = self._counter(
+            "requests",
+            "Generation requests that ended, by how they ended.",
+            ("model_name", "endpoint", "outcome"),
+        )
+        self._cached_prompt_tokens = self._counter(
+            "cached_prompt_tokens", "Prompt tokens taken from the prefix cache.", ("model_name",)
+        ).labels(self.model_name)
         self.requests_in_progress = Gauge(
             "qwen_serve_requests_in_progress",
             "Generation requests that have not ended.",
             ["model_name"],
             registry=self._registry,
             multiprocess_mode="livesum",
-        ).labels(model_name)
-
-    def _counter(self, name: str, text: str) -> Counter:
-        counter = Counter(f"qwen_serve_{name}", text, ["model_name"], registry=self._registry)
-        return counter.labels(self.model_name)
-
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        histogram = Histogram(
-            f"qwen_serve_{name}", text, ["model_name"], registry=self._registry, buckets=buckets
+        ).labels(self.model_name)
+        self.inter_token_seconds = self._of_model(
+            "inter_token_latency_seconds", "Between two output tokens.", _OUTPUT_TOKEN_BUCKETS
         )
-        return histogram.labels(self.model_name)
+        self._queue_seconds = self._of_model(
+            "queue_time_seconds",
+            "From the engine's receipt of a request to its first step.",
+            _FIRST_TOKEN_BUCKETS,
+        )
+        self._prefill_seconds = self._of_model(
+            "prefill_time_seconds",
+            "From a request's first step to its first token.",
+            _FIRST_TOKEN_BUCKETS,
+        )
+        self._decode_seconds = self._of_model(
+            "decode_time_seconds", "From the first token to the end.", _REQUEST_BUCKETS
+        )
+        self._max_tokens = self._of_model(
+            "request_max_tokens", "Output tokens that a sequence was allowed.", _TOKEN_BUCKETS
+        )
+        self._choices = self._of_model(
+            "request_choices", "Sequences of a request.", _CHOICE_BUCKETS
+        )
+        self._resumed = self._counter(
+            "resumed_requests", "Sequences that another engine went on with.", ("model_name",)
+        ).labels(self.model_name)
 
-    def _create_http_metrics(self) -> None:
-        self._http_requests = Counter(
-            "qwen_serve_http_requests",
+    def _create_server_metrics(self) -> None:
+        self._http_requests = self._counter(
+            "http_requests",
             "HTTP responses by route template and status.",
-            ["method", "route", "status"],
-            registry=self._registry,
+            ("method", "route", "status"),
         )
-        self._http_seconds = Histogram(
+        self._http_seconds = self._histogram(
             "qwen_serve_http_request_duration_seconds",
             "From an HTTP request's arrival to the end of its response.",
-            ["method", "route"],
-            registry=self._registry,
-            buckets=_DURATION_BUCKETS,
+            _HTTP_BUCKETS,
+            ("method", "route"),
+        )
+        self._refusals = self._counter(
+            "refusals", "Requests turned away with 429 or 503, by reason.", ("reason",)
+        )
+        for reason in _REFUSALS:
+            self._refusals.labels(reason)
+        self._key_requests = self._counter(
+            "key_requests", "HTTP responses by API key and status.", ("key", "status")
+        )
+        self._key_tokens = self._counter(
+            "key_tokens", "Tokens of ended requests by API key.", ("key", "type")
+        )
+        self._loop_lag = self._histogram(
+            "qwen_serve_event_loop_lag_seconds",
+            "How late a worker's event loop wakes.",
+            _LAG_BUCKETS,
+            (),
         )
 
-    def request_started(self, endpoint: str) -> "RequestTimer":
-        """Start timing a generation request; `endpoint` is a route template such as its path."""
-        return RequestTimer(self, endpoint)
+    def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
+        return Counter(f"qwen_serve_{name}", text, labels, registry=self._registry)
 
-    def http_response(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a response. `route` is the route's template, never the path the client chose."""
-        known = method if method in _METHODS else "other"
-        self._http_requests.labels(known, route, str(status)).inc()
-        self._http_seconds.labels(known, route).observe(seconds)
+    def _histogram(
+        self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str]
+    ) -> Histogram:
+        return Histogram(name, text, labels, registry=self._registry, buckets=buckets)
+
+    def _of_model(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        histogram = self._histogram(f"qwen_serve_{name}", text, buckets, ("model_name",))
+        return histogram.labels(self.model_name)
+
+    def describe_engine(self, info: EngineInfo) -> None:
+        """What the engine has loaded."""
+        self._engine.info = info
+
+    def request_started(
+        self, record: RequestRecord, endpoint: str, operation: str, model: str
+    ) -> RequestTimer:
+        """Start timing a generation request.
+
+        `endpoint` is a route's template, `operation` one of gen_ai.operation.name and `model` the
+        name that was asked for, which must be one of those served.
+        """
+        return RequestTimer(self, record, endpoint, operation, model)
+
+    def request_planned(self, num_sequences: int, max_tokens: int) -> None:
+        """What a generation request asks for."""
+        self._choices.observe(num_sequences)
+        self._max_tokens.observe(max_tokens)
+
+    def first_token(self, timer: RequestTimer) -> None:
+        """A request's first token is there."""
+        if timer.first_token_s is not None:
+            self._first_token_seconds.labels(*self._gen_ai(timer)).observe(timer.first_token_s)
+        if timer.timing is not None:
+            self._queue_seconds.observe(timer.timing.queue_s)
+            self._prefill_seconds.observe(timer.timing.prefill_s)
+
+    def request_finished(self, timer: RequestTimer) -> None:
+        """A generation request has ended."""
+        gen_ai = self._gen_ai(timer)
+        self._request_seconds.labels(*gen_ai, timer.error_type).observe(timer.duration_s)
+        self._token_usage.labels(*gen_ai, "input").observe(timer.prompt_tokens)
+        self._token_usage.labels(*gen_ai, "output").observe(timer.output_tokens)
+        if timer.decode_s is not None:
+            self._decode_seconds.observe(timer.decode_s)
+        if timer.time_per_output_token_s is not None and not timer.error_type:
+            self._output_token_seconds.labels(*gen_ai).observe(timer.time_per_output_token_s)
+        self._requests.labels(self.model_name, timer.endpoint, timer.outcome).inc()
+        self._cached_prompt_tokens.inc(timer.cached_tokens)
+        if timer.record.key:
+            key = self._keys.label(timer.record.key)
+            self._key_tokens.labels(key, "input").inc(timer.prompt_tokens)
+            self._key_tokens.labels(key, "output").inc(timer.output_tokens)
+
+    def _gen_ai(self, timer: RequestTimer) -> tuple[str, ...]:
+        return timer.operation, _PROVIDER, timer.model, self.model_name
+
+    def requests_resumed(self, count: int) -> None:
+        """Another engine goes on with so many sequences."""
+        self._resumed.inc(count)
+
+    def loop_lagged(self, seconds: float) -> None:
+        """The event loop woke so late."""
+        self._loop_lag.observe(seconds)
+
+    def http_response(self, record: RequestRecord) -> None:
+        """Count a response."""
+        method = record.method if record.method in _METHODS else "other"
+        status = str(record.final_status)
+        self._http_requests.labels(method, record.route, status).inc()
+        self._http_seconds.labels(method, record.route).observe(record.elapsed_s)
+        if record.refusal is not None:
+            self._refusals.labels(record.refusal).inc()
+        if record.key:
+            self._key_requests.labels(self._keys.label(record.key), status).inc()
 
     def render(self) -> tuple[bytes, str]:
         """Body and content type of /metrics."""
-        registry = self._registry
-        if self._multiprocess_dir is not None:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, self._multiprocess_dir)  # type: ignore[no-untyped-call]
-            registry.register(self._engine)
-            registry.register(EventLoopCollector())
-        return generate_latest(registry), CONTENT_TYPE_LATEST
+        families = [*self._own_families(), *self._engine.collect(), *_build_info()]
+        families += EventLoopCollector().collect()
+        if self._has_vllm_names:
+            families += vllm_families(families, self.model_name)
+        page = CollectorRegistry()
+        page.register(_Families(families))
+        return generate_latest(page), CONTENT_TYPE_LATEST
+
+    def _own_families(self) -> Iterable[Metric]:
+        if self._multiprocess_dir is None:
+            return self._registry.collect()
+        shared = CollectorRegistry()
+        MultiProcessCollector(shared, self._multiprocess_dir)  # type: ignore[no-untyped-call]
+        return shared.collect()
 
 
-class RequestTimer:
-    """Times a generation request: `first_token`, `token` for each later event, `finished`."""
+class _Families(Collector):
+    """What has been collected already."""
 
-    __slots__ = ("_endpoint", "_inter_token", "_is_finished", "_last", "_metrics", "_started")
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
 
-    def __init__(self, metrics: Metrics, endpoint: str) -> None:
-        self._metrics = metrics
-        self._endpoint = endpoint
-        self._inter_token = metrics.inter_token_seconds
-        self._is_finished = False
-        self._started = self._last = perf_counter()
-        metrics.requests_in_progress.inc()
-
-    def first_token(self) -> None:
-        """The first output token is there."""
-        self._last = perf_counter()
-        self._metrics.first_token_seconds.observe(self._last - self._started)
-
-    def token(self, count: int) -> None:
-        """`count` more output tokens came together; they share the time since the last ones."""
-        now = perf_counter()
-        elapsed = now - self._last
-        self._last = now
-        if count == 1:
-            self._inter_token.observe(elapsed)
-            return
-        for _ in range(count):
-            self._inter_token.observe(elapsed / count)
-
-    def finished(
-        self, *, outcome: str, prompt_tokens: int, cached_tokens: int, output_tokens: int
-    ) -> None:
-        """The request ended. Only the first call counts."""
-        if self._is_finished:
-            return
-        self._is_finished = True
-        metrics = self._metrics
-        metrics.requests_in_progress.dec()
-        metrics.requests.labels(metrics.model_name, self._endpoint, outcome).inc()
-        metrics.prompt_tokens.inc(prompt_tokens)
-        metrics.cached_prompt_tokens.inc(cached_tokens)
-        metrics.generation_tokens.inc(output_tokens)
-        metrics.request_seconds.observe(perf_counter() - self._started)
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
-class _EngineCollector(Collector):
-    """The newest EngineStats as metrics, read at each scrape."""
-
-    def __init__(self, model_name: str, engine_stats: Callable[[], EngineStats]) -> None:
-        self._model_name = model_name
-        self._engine_stats = engine_stats
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask the engine, which may not have started."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._engine_stats()
-        used_blocks = stats.num_blocks - stats.num_free_blocks
-        usage = used_blocks / stats.num_blocks if stats.num_blocks else 0.0
-        gauges = (
-            ("running_sequences", "Sequences in the current batch.", stats.num_running),
-            ("waiting_sequences", "Sequences waiting to be scheduled.", stats.num_waiting),
-            ("kv_cache_usage_ratio", "Part of the KV cache blocks in use, 0 to 1.", usage),
-            ("step_seconds", "Duration of the last step.", stats.step_time_s),
-            ("step_model_seconds", "Of that, in the model and sampler.", stats.model_time_s),
-        )
-        looked_up = "Prompt tokens looked up in the prefix cache."
-        guessed = "Tokens guessed by speculation and verified."
-        counters = (
-            ("steps", "Steps run.", stats.num_steps),
-            ("failed_steps", "Steps that raised.", stats.num_failed_steps),
-            ("preemptions", "Sequences preempted.", stats.num_preemptions),
-            ("prompt_tokens", "Prompt tokens computed, without cache hits.", stats.prompt_tokens),
-            ("generation_tokens", "Tokens generated.", stats.generation_tokens),
-            ("prefix_cache_queries", looked_up, stats.prefix_cache_queries),
-            ("prefix_cache_hits", "Of those, tokens found.", stats.prefix_cache_hits),
-            ("spec_decode_num_draft_tokens", guessed, stats.num_draft_tokens),
-            ("spec_decode_num_accepted_tokens", "Of those, right.", stats.num_accepted_tokens),
-        )
-        for name, text, value in gauges:
-            gauge = GaugeMetricFamily(f"qwen_serve_engine_{name}", text, labels=["model_name"])
-            gauge.add_metric([self._model_name], value)
-            yield gauge
-        for name, text, value in counters:
-            counter = CounterMetricFamily(f"qwen_serve_engine_{name}", text, labels=["model_name"])
-            counter.add_metric([self._model_name], value)
-            yield counter
+def _build_info() -> Iterator[Metric]:
+    info = GaugeMetricFamily(
+        "qwen_serve_build_info", "Always 1.", labels=["version", "python_version"]
+    )
+    info.add_metric([version("qwen-serve"), python_version()], 1)
+    yield info
 
 
 def _check_multiprocess(directory: str) -> None:

@@ -139,9 +139,22 @@ def _parse_object(text: str) -> dict[str, object]:
     return parsed
 
 
+def _parse_url(text: str) -> str:
+    """The base URL of an HTTP server, as it is."""
+    try:
+        parts = urlsplit(text)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        is_good = False
+    if not is_good:
+        raise ValueError("it must be a URL such as http://127.0.0.1:4318")
+    return text
+
+
 CREDENTIALS = Kind(metavar="USER:PASSWORD", parse=_parse_credentials, is_text=True)
 ORIGIN = Kind(metavar="ORIGIN", parse=_parse_origin, is_text=True)
 OBJECT = Kind(metavar="JSON", parse=_parse_object, is_object=True)
 REDIS_URL = Kind(metavar="URL", parse=_parse_redis_url, is_text=True)
 SIZE = Kind(metavar="SIZE", parse=_parse_size)
 SWITCH = Kind(metavar="true|false", parse=_parse_switch, is_switch=True)
+URL = Kind(metavar="URL", parse=_parse_url, is_text=True)

@@ -14,6 +14,7 @@ from server.config import ServerConfig
 from server.live import Live
 from server.metrics import Metrics
 from server.tool_support import ToolSupport
+from server.tracing import NO_TRACES, Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +38,5 @@ class AppState:
     model: ServedModel
     metrics: Metrics
     admission: Admission
+    traces: Traces = NO_TRACES
     live: Live = field(default_factory=set)  # see server/draining.py

@@ -156,6 +156,7 @@ class _Supervisor:
         self._journal = runtime / "journal"
         self._blame = Blame()
         self._hung: Child | None = None
+        self._num_engine_restarts = 0
 
     async def run(self) -> int:
         """Run until stopped. Raises StartError."""
@@ -209,6 +210,7 @@ class _Supervisor:
 
     def _forget(self, child: Child) -> None:
         if child.name == _ENGINE:
+            self._num_engine_restarts += 1
             entry, has_hung = read_journal(self._journal), child is self._hung
             self._blame.engine_ended(child.exit_status, entry, has_hung=has_hung)
         elif self._multiprocess_dir is not None:
@@ -287,6 +289,7 @@ class _Supervisor:
             "log_format": self._config.server.log_format,
             "journal": str(self._journal),
             "suspects": self._blame.suspects,
+            "num_restarts": self._num_engine_restarts,
         }
         return ChildCommand(
             _ENGINE,

@@ -19,6 +19,7 @@ import uvicorn
 import uvloop
 
 from engine.checkpoint import Checkpoint
+from engine.client import EngineClient
 from engine.errors import EngineError
 from engine.queue import client_at
 from protocol.tools.formats import ToolFormat
@@ -29,13 +30,15 @@ from server.config import ServeConfig
 from server.cors import with_cors
 from server.draining import drain
 from server.gate import Gate
-from server.http_connection import BoundedConnection
+from server.http_connection import connection_class
 from server.key_file import KeyFileError
 from server.logging import configure, get_logger
+from server.loop_lag import watch_loop
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
 from server.state import AppState
 from server.tls import watch_certificate
+from server.tracing import Traces, traces_to
 
 _KEEP_ALIVE_S = 60
 _CLOSE_S = 2  # for connections, once no request is left
@@ -65,7 +68,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack) -> AppState:
+async def load_app(
+    options: WorkerOptions,
+    engine: EngineClient,
+    metrics: Metrics,
+    traces: Traces,
+    gate: Gate,
+    resources: AsyncExitStack,
+) -> AppState:
     """Build the application behind `gate`, open the gate and return what the application knows.
 
     Raises EngineError when the model cannot be served, KeyFileError.
@@ -73,8 +83,6 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
     config = options.config
     access = Access(config.server)
     resources.push_async_callback(access.limits.aclose)
-    engine = client_at(config.engine_address)
-    resources.push_async_callback(engine.aclose)
     starting = asyncio.create_task(engine.start())
     try:
         checkpoint = await asyncio.to_thread(Checkpoint.open, config.engine.model)
@@ -86,9 +94,9 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
     finally:
         starting.cancel()
     model = served_model(checkpoint, text, info, config.server.served_model_names)
-    metrics = Metrics(model.names[0], engine.stats, options.multiprocess_dir)
+    metrics.describe_engine(info)
     admission = Admission(engine.stats, config.server.max_waiting)
-    state = AppState(config.server, engine, model, metrics, admission)
+    state = AppState(config.server, engine, model, metrics, admission, traces)
     app = create_app(state, access)
     watching = asyncio.create_task(access.watch())
     resources.callback(watching.cancel)
@@ -98,11 +106,16 @@ async def load_app(options: WorkerOptions, gate: Gate, resources: AsyncExitStack
 
 
 async def _serve(options: WorkerOptions) -> int:
-    gate = Gate()
-    options_of_server = options.config.server
-    config = uvicorn.Config(
-        with_cors(gate, options_of_server.cors_origins),
-        http=BoundedConnection,
+    config = options.config.server
+    engine = client_at(options.config.engine_address)
+    name = config.served_model_names[0]
+    metrics = Metrics(name, engine, options.multiprocess_dir, has_vllm_names=config.vllm_metrics)
+    engine.on_resume = metrics.requests_resumed
+    traces = traces_to(config.otlp_endpoint, os.environ, name)
+    gate = Gate(metrics, traces)
+    http = uvicorn.Config(
+        with_cors(gate, config.cors_origins),
+        http=connection_class(metrics, traces),
         ws="none",
         lifespan="off",  # load_app runs the real application's
         log_config=None,
@@ -110,21 +123,23 @@ async def _serve(options: WorkerOptions) -> int:
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_CLOSE_S,
-        ssl_certfile=options_of_server.tls_certificate,
-        ssl_keyfile=options_of_server.tls_key,
+        ssl_certfile=config.tls_certificate,
+        ssl_keyfile=config.tls_key,
     )
-    config.load()
-    server = _Server(config)
+    http.load()
+    server = _Server(http)
     stop_asked = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop_asked.set)
     listener = socket.socket(fileno=options.socket_fd)
     async with AsyncExitStack() as resources:
-        if config.ssl is not None:
-            renewing = asyncio.create_task(watch_certificate(config.ssl, options_of_server))
+        resources.push_async_callback(engine.aclose)
+        if http.ssl is not None:
+            renewing = asyncio.create_task(watch_certificate(http.ssl, config))
             resources.callback(renewing.cancel)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        loading = asyncio.create_task(load_app(options, gate, resources))
+        loading = asyncio.create_task(load_app(options, engine, metrics, traces, gate, resources))
+        watching = asyncio.create_task(watch_loop(metrics.loop_lagged))
         stopping = asyncio.create_task(stop_asked.wait())
         await asyncio.wait((serving, loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         status = 0
@@ -135,15 +150,16 @@ async def _serve(options: WorkerOptions) -> int:
                 sys.stdout.write(msgspec.json.encode(ready).decode() + "\n")
                 sys.stdout.flush()
                 await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-                await drain(gate, state.live, options.config.server.drain_timeout)
+                await drain(gate, state.live, config.drain_timeout)
         except (EngineError, KeyFileError) as exc:
             sys.stderr.write(f"error: {exc}\n")
             status = 1
-        for task in (loading, stopping):
+        for task in (loading, stopping, watching):
             task.cancel()
-        await asyncio.gather(loading, stopping, return_exceptions=True)
+        await asyncio.gather(loading, stopping, watching, return_exceptions=True)
         server.should_exit = True
         await serving
+        await asyncio.to_thread(traces.close)
     return status
 
 

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,14 @@ class _Journey:
 
 
 class RedisClient:
-    """One server process's place in the queue at `address` (names.join_address)."""
+    """One server process's place in the queue at `address` (names.join_address).
+
+    Attributes:
+        on_resume: called with the number of requests that another engine goes on with.
+    """
 
     def __init__(self, address: str, resume_timeout_s: float = RESUME_TIMEOUT_S) -> None:
+        self.on_resume: Callable[[int], None] = lambda num_requests: None
         url, self._names = split_address(address)
         self._reading: Any = connect_async(url)
         self._writing: Any = connect_async(url)
@@ -205,6 +210,7 @@ class RedisClient:
                 self._submit(request_id, journey)
         if num_resumed:
             logger.warning("requests resumed", extra={"fields": {"num_requests": num_resumed}})
+            self.on_resume(num_resumed)
 
     def _may_wait(self) -> bool:
         return time.monotonic() - self._problem_since_s < self._resume_timeout_s

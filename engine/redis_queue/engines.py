@@ -62,7 +62,7 @@ class Engines:
     def total_stats(self) -> EngineStats:
         """Gauges of those that are alive, counters of all there have been, times on average."""
         alive = [self._beats[name].stats for name in self._alive()]
-        values: dict[str, float] = {
+        values: dict[str, object] = {
             name: sum(getattr(stats, name) for stats in alive) for name in _GAUGES
         }
         values |= {
@@ -72,7 +72,10 @@ class Engines:
             name: sum(getattr(stats, name) for stats in alive) / max(len(alive), 1)
             for name in _TIMES
         }
-        return msgspec.convert(values, EngineStats, strict=False)
+        sizes = [stats.step_sizes for stats in self._last.values()]
+        if sizes:
+            values["step_sizes"] = [sum(counts) for counts in zip(*sizes, strict=True)]
+        return msgspec.convert(values, EngineStats)
 
     def forget_old(self) -> list[str]:
         """Those who have been dead for so long that their beats may be removed."""

@@ -15,6 +15,7 @@ from server.generation import Generation
 from server.limits import lease_of
 from server.offload import call_sized
 from server.openapi import answers, request_body
+from server.request_record import RequestRecord
 from server.state import AppState
 from server.streaming import ignored_header, respond
 
@@ -55,7 +56,7 @@ async def create_chat_completion(request: Request) -> Response:
         plan.requests,
         state.model.tokenizer,
         plan.options,
-        state.metrics.request_started(PATH),
+        state.metrics.request_started(RequestRecord.of(request.scope), PATH, "chat", body.model),
         candidates_per_prompt=body.num_choices,
         live=state.live,
     )

@@ -28,6 +28,7 @@ from server.limits import lease_of
 from server.offload import call_sized
 from server.openapi import answers, request_body
 from server.output_text import TextOptions
+from server.request_record import RequestRecord
 from server.state import AppState, ServedModel
 from server.streaming import ignored_header, respond
 
@@ -63,7 +64,9 @@ async def create_completion(request: Request) -> Response:
         requests,
         state.model.tokenizer,
         TextOptions.of(body),
-        state.metrics.request_started(PATH),
+        state.metrics.request_started(
+            RequestRecord.of(request.scope), PATH, "text_completion", body.model
+        ),
         candidates_per_prompt=body.num_candidates,
         live=state.live,
     )

@@ -14,7 +14,7 @@ from engine.fake import FakeEngine
 from server.admission import Admission
 from server.app import create_app
 from server.config import ServerConfig
-from server.http_connection import BoundedConnection
+from server.http_connection import connection_class
 from server.metrics import Metrics
 from server.served_model import ModelText, served_model
 from server.state import AppState
@@ -33,7 +33,7 @@ def build_state(model_path: Path, engine: FakeEngine, config: ServerConfig) -> A
     checkpoint = Checkpoint.open(model_path)
     text = ModelText.of(checkpoint)
     model = served_model(checkpoint, text, engine.info, [MODEL, ALIAS])
-    metrics = Metrics(MODEL, engine.stats)
+    metrics = Metrics(MODEL, engine)
     return AppState(config, engine, model, metrics, Admission(engine.stats, config.max_waiting))
 
 
@@ -44,7 +44,7 @@ def serve(state: AppState) -> Iterator[RunningServer]:
         create_app(state),
         host="127.0.0.1",
         port=0,
-        http=BoundedConnection,
+        http=connection_class(state.metrics),
         log_config=None,
         access_log=False,
         ws="none",

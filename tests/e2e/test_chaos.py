@@ -6,11 +6,13 @@ loadtest/chaos.py does the same with hundreds of kills.
 import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loadtest.chaos import Outcome, Reply, run
 from loadtest.chaos_requests import requests
 from loadtest.servers import Limits, Server, our_recipe
+from tests.server.metric_samples import parse, value_of
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(600)]
 
@@ -18,9 +20,13 @@ pytestmark = [pytest.mark.real_model, pytest.mark.timeout(600)]
 def test_engines_are_killed_under_mixed_streams(smollm2_path: Path) -> None:
     with Server.start(our_recipe(str(smollm2_path), Limits())) as server:
         outcome = asyncio.run(run(server, num_kills=5, num_streams=16, seed=1))
+        page = httpx.get(f"{server.endpoint.url.removesuffix('/v1')}/metrics")
+    samples = parse(page.text)
     assert outcome.problems == []
     assert outcome.num_kills == 5 and outcome.num_streams >= 16
     assert max(outcome.gaps_s) > 1.0  # they did wait for an engine
+    assert value_of(samples, "qwen_serve_engine_restarts_total") == 5
+    assert value_of(samples, "qwen_serve_resumed_requests_total") >= 5
 
 
 def test_a_difference_is_seen() -> None:

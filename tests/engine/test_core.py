@@ -1,11 +1,21 @@
 """When a request ends, and with what; random load is in test_core_properties.py."""
 
+import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.errors import RequestRejected
-from engine.messages import EngineRequest, Event, Fault, Finished, SamplingParams, TokenEvent
+from engine.messages import (
+    EngineRequest,
+    Event,
+    Fault,
+    Finished,
+    Progress,
+    SamplingParams,
+    TokenEvent,
+)
 from engine.results import ChunkResult
 from tests.engine.toy_runner import VOCAB_SIZE, expected_output, make_request, toy_engine
 
@@ -25,6 +35,29 @@ def test_generates_up_to_max_tokens() -> None:
         expected_output([1, 2, 3], 4)
     )
     assert last == Finished("a", "length", num_prompt_tokens=3, num_output_tokens=4)
+
+
+def test_the_first_token_says_how_long_it_took() -> None:
+    began = time.perf_counter()
+    engine, _ = toy_engine(max_num_batched_tokens=2)
+    engine.add(make_request("a", [1, 2, 3], max_tokens=3))
+    first, second, _, _ = drain(engine)
+    elapsed = time.perf_counter() - began
+    assert isinstance(first, TokenEvent) and isinstance(second, TokenEvent)
+    assert first.timing is not None
+    assert first.timing.queue_s >= 0
+    assert first.timing.prefill_s > 0  # two steps
+    assert first.timing.queue_s + first.timing.prefill_s < elapsed
+    assert second.timing is None
+
+
+def test_a_resumed_sequence_has_had_its_first_token() -> None:
+    engine, _ = toy_engine()
+    request = make_request("a", [1, 2, 3], max_tokens=4)
+    known = expected_output([1, 2, 3], 2)
+    engine.add(msgspec.structs.replace(request, progress=Progress(known)))
+    timings = [event.timing for event in drain(engine) if isinstance(event, TokenEvent)]
+    assert timings == [None, None]
 
 
 def test_a_stop_token_ends_it_and_is_only_in_finished() -> None:

@@ -160,7 +160,9 @@ async def test_the_next_engine_goes_on_with_every_request(
     address: str, start_engine: StartEngine
 ) -> None:
     engine = start_engine()
+    resumed: list[int] = []
     async with connected(address) as client, connected(address) as other:
+        client.on_resume = resumed.append
         tasks = [
             asyncio.create_task(collect((client, other)[i % 2], str(i), [1, 2, i], 700))
             for i in range(6)
@@ -179,6 +181,8 @@ async def test_the_next_engine_goes_on_with_every_request(
             assert (last, last.reason, last.num_output_tokens) == (events[-1], "length", 700)
         stats = await idle_stats(client)
         assert stats.num_free_blocks == stats.num_blocks
+    assert len(resumed) == 3
+    assert resumed[0] == 4  # three of the six are its own, and the late one
 
 
 async def test_when_no_engine_comes_every_request_ends(

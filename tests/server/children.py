@@ -15,6 +15,7 @@ from engine.messages import (
     Abort,
     EngineInfo,
     EngineRequest,
+    EngineStats,
     Finished,
     TokenEvent,
 )
@@ -32,12 +33,13 @@ INFO = EngineInfo(
 TOKEN_INTERVAL_S = 0.05
 
 
-def serve_engine(address: str, journal_path: str, go: Path | None) -> None:
+def serve_engine(address: str, journal_path: str, go: Path | None, stats: EngineStats) -> None:
     """Play an engine: greet once `go` exists, then one token a beat for every request."""
     transport = RouterTransport(address)
     while go is not None and not go.exists():
         time.sleep(0.01)
     journal = Journal(journal_path)
+    transport.publish(stats)
     transport.open(INFO, 64)
     live: dict[str, tuple[bytes, EngineRequest, int]] = {}
     while True:
@@ -73,7 +75,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if kind == "engine" and mode != "wait":
         go = folder / "go" if mode == "late" else None
-        serve_engine(options["address"], options["journal"], go)
+        stats = EngineStats(num_restarts=options["num_restarts"])
+        serve_engine(options["address"], options["journal"], go, stats)
     if kind == "worker" and mode != "wait":
         sys.stdout.write('{"model": "m"}\n')
         sys.stdout.flush()

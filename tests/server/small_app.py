@@ -63,7 +63,7 @@ def small_state(
         config=config,
         engine=engine,
         model=model,
-        metrics=Metrics(NAMES[0], engine.stats),
+        metrics=Metrics(NAMES[0], engine),
         admission=Admission(engine.stats, config.max_waiting),
     )
 

@@ -1,12 +1,8 @@
 """The application as a whole: unknown URLs and methods, and its own description."""
 
-import asyncio
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 
-from server import body
 from server.config import ServerConfig
 from tests.server.scripted_app import App
 from tests.server.small_app import client_of
@@ -84,5 +80,3 @@ async def test_limits_of_the_body_are_those_of_the_options() -> None:
     assert (large.status_code, large.json()["error"]["code"]) == (413, "payload_too_large")
     announced = await app.post("/tokenize", b"{}", **{"content-length": "201"})
     assert announced.status_code == 413
-
-

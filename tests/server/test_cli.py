@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from server import cli
+from server import cli, tracing
 from server.config import ServeConfig
 from server.options import OPTIONS
 
@@ -150,6 +150,16 @@ def test_a_bad_option_exits_2_and_names_it(
     result = runner.invoke(cli.app, arguments)
     assert result.exit_code == 2
     assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_traces_without_what_sends_them_are_refused_in_one_line(
+    runner: CliRunner, served: list[ServeConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_EXPORTER_MODULE", "opentelemetry.nowhere.exporter")
+    result = runner.invoke(cli.app, ["serve", "--otlp-endpoint", "http://127.0.0.1:4318"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: --otlp-endpoint asks for traces")
+    assert served == []
 
 
 def test_a_port_in_use_is_found_before_anything_is_loaded(

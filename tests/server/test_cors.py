@@ -18,8 +18,10 @@ CHAT = "/v1/chat/completions"
 async def send(
     method: str, path: str, *origins: str, is_loading: bool = False, **headers: str
 ) -> httpx.Response:
-    app = create_app(small_state(ServerConfig(api_keys=("sk-a",))))
-    transport = httpx.ASGITransport(with_cors(Gate() if is_loading else app, origins))
+    state = small_state(ServerConfig(api_keys=("sk-a",)))
+    app = create_app(state)
+    behind = Gate(state.metrics) if is_loading else app
+    transport = httpx.ASGITransport(with_cors(behind, origins))
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.request(method, path, headers=named)

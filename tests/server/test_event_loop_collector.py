@@ -34,5 +34,5 @@ async def test_metrics_have_it() -> None:
 
 def test_without_a_loop_there_are_none() -> None:
     state = small_state()
-    metrics = Metrics("m", state.engine.stats)
+    metrics = Metrics("m", state.engine)
     assert tasks_in(metrics.render()[0].decode()) == 0

@@ -18,6 +18,7 @@ from server import streaming
 from server.app import create_app
 from server.generation import Generation
 from server.output_text import TextOptions
+from server.request_record import RequestRecord
 from tests.server.scripted_app import App, events_of, ids_of, saying
 from tests.server.small_app import byte_tokenizer, small_state
 
@@ -30,7 +31,8 @@ def generation(engine: FakeEngine, *stops: str, n: int = 1, candidates: int = 1)
         EngineRequest(id=f"r-{i}", prompt_token_ids=[1, 2], sampling=SamplingParams(max_tokens=9))
         for i in range(n)
     ]
-    timer = small_state(engine=engine).metrics.request_started("/x")
+    metrics = small_state(engine=engine).metrics
+    timer = metrics.request_started(RequestRecord({"type": "http"}), "/x", "chat", "m")
     return Generation(engine, requests, TOKENIZER, TextOptions(stops), timer, candidates, set())
 
 

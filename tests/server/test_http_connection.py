@@ -13,8 +13,10 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from engine.fake import FakeEngine
 from server import http_connection
-from server.http_connection import MAX_HEAD_BYTES, BoundedConnection
+from server.http_connection import MAX_HEAD_BYTES, connection_class
+from server.metrics import Metrics
 from tests.waiting import DEADLINE_S, wait_until
 
 SHORT_S = 0.2
@@ -93,7 +95,7 @@ def running() -> Iterator[Server]:
         app,
         host="127.0.0.1",
         port=0,
-        http=BoundedConnection,
+        http=connection_class(Metrics("m", FakeEngine())),
         ws="none",
         lifespan="off",
         log_config=None,

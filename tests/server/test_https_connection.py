@@ -11,8 +11,10 @@ import trustme
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from engine.fake import FakeEngine
 from server import http_connection
-from server.http_connection import MAX_HEAD_BYTES, BoundedConnection
+from server.http_connection import MAX_HEAD_BYTES, connection_class
+from server.metrics import Metrics
 
 Address = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -46,7 +48,12 @@ async def running(config: uvicorn.Config) -> AsyncIterator[int]:
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
     config = uvicorn.Config(
-        answer, port=0, http=BoundedConnection, ws="none", lifespan="off", log_config=None
+        answer,
+        port=0,
+        http=connection_class(Metrics("m", FakeEngine())),
+        ws="none",
+        lifespan="off",
+        log_config=None,
     )
     config.load()
     async with running(config) as port:
@@ -92,7 +99,12 @@ async def test_an_endless_head_is_cut_off_under_tls() -> None:
     authority, trusting = trustme.CA(), ssl.create_default_context()
     authority.configure_trust(trusting)
     config = uvicorn.Config(
-        answer, port=0, http=BoundedConnection, ws="none", lifespan="off", log_config=None
+        answer,
+        port=0,
+        http=connection_class(Metrics("m", FakeEngine())),
+        ws="none",
+        lifespan="off",
+        log_config=None,
     )
     config.load()
     config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -8,7 +8,9 @@ import pytest
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from server.app import create_app
 from server.middleware import RequestMiddleware
+from tests.server.metric_samples import parse, value_of
 from tests.server.scripted_app import App
 from tests.server.small_app import client_of
 
@@ -79,6 +81,34 @@ async def test_an_exception_inside_a_response_cuts_the_connection() -> None:
     async with around(bad) as client:
         with pytest.raises(RuntimeError):
             await client.get("/")
+
+
+async def test_the_name_of_the_key_is_logged_and_counted() -> None:
+    state = App().state
+
+    async def keyed(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["qwen.key"] = "team-a"  # as whoever checks keys does
+        await create_app(state)(scope, receive, send)
+
+    with structlog.testing.capture_logs() as logs:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(keyed), base_url="http://test"
+        ) as client:
+            body = {"model": "alias", "prompt": "ab", "max_tokens": 3}
+            await client.post("/v1/completions", json=body)
+    (line,) = logs
+    assert (line["key"], line["output_tokens"]) == ("team-a", 3)
+    samples = parse(state.metrics.render()[0])
+    assert value_of(samples, "qwen_serve_key_requests_total", key="team-a", status="200") == 1
+    assert value_of(samples, "qwen_serve_key_tokens_total", key="team-a", type="output") == 3
+
+
+async def test_no_label_is_what_a_client_wrote() -> None:
+    app = App()
+    secret = "written-by-a-client"
+    for path in (f"/v1/{secret}", f"/v1/models/{secret}", "/v1/completions"):
+        await app.post(path, {"model": secret, "prompt": secret, "user": secret})
+    assert secret not in app.state.metrics.render()[0].decode()
 
 
 async def test_other_scopes_pass() -> None:

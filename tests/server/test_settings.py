@@ -114,6 +114,8 @@ def test_sizes(text: str, num_bytes: int) -> None:
         ({"rope_scaling": "yarn"}, {}, ("rope_scaling", "'yarn'", "JSON object")),
         ({"rope_scaling": '{"factor": [4]}'}, {}, ("rope_scaling", "its factor must be a single")),
         ({"model": " "}, {}, ("model", "empty")),
+        ({"otlp_endpoint": "localhost:4318"}, {}, ("otlp_endpoint", "a URL such as http://")),
+        ({"otlp_endpoint": "http://h:port"}, {}, ("otlp_endpoint", "a URL such as http://")),
         (
             {},
             {"QWEN_SERVE_ENABLE_PREFIX_CACHING": "maybe"},

@@ -19,6 +19,7 @@ import pytest
 
 from server.supervisor import StartError, listen
 from tests.server.deadly_engine import DEADLY
+from tests.server.metric_samples import parse, value_of
 from tests.server.supervised import API_KEY
 from tests.waiting import DEADLINE_S, wait_until
 
@@ -315,6 +316,10 @@ def test_a_stream_outlives_its_engine(
     assert choices[-1]["finish_reason"] == "length"
     wait_until(lambda: len(supervised.pids("engine")) == 2)
     wait_until(lambda: get(port, "/readyz").status_code == 200)
+    with httpx.Client(headers=headers) as client:
+        samples = parse(client.get(f"http://127.0.0.1:{port}/metrics").text)
+    assert value_of(samples, "qwen_serve_resumed_requests_total") == 1
+    assert value_of(samples, "qwen_serve_engine_restarts_total") == 1
     assert ("engine hangs" in supervised.said("stderr")) == (how == signal.SIGSTOP)
 
 
