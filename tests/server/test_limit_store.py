@@ -195,14 +195,21 @@ async def test_nothing_stays_in_redis_for_ever(redis_server: RedisServer) -> Non
             assert 0 < int(client.ttl(key)) <= 61
 
 
-@pytest.mark.parametrize("how", ["kill", "pause"])
-async def test_while_redis_is_away_each_counts_for_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    monkeypatch.setattr(redis_limits, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(redis_limits, "_TIMEOUT_S", 0.1)
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """One that may be ended."""
     server = RedisServer(tmp_path)
     server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+async def test_while_redis_is_away_each_counts_for_itself(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(redis_limits, "_PAUSE_S", 0.0)
+    server = own_redis
     store = RedisLimits(server.url)
     limits = Limits(requests_per_minute=2, tokens_per_minute=100)
     await store.enter("a", limits, "1")
@@ -220,7 +227,6 @@ async def test_while_redis_is_away_each_counts_for_itself(
     assert (await store.enter("b", limits, "6")).exceeded is None
     assert (await store.enter("b", limits, "7")).exceeded == "requests"
     await store.aclose()
-    server.stop()
 
 
 def test_a_redis_that_was_never_there(tmp_path: Path) -> None:
