@@ -29,11 +29,12 @@ class Access:
         """Raises KeyFileError."""
         self.keys: KeyRing | None = None
         self.limits: LimitStore = MemoryLimits()
-        if config.limits_store is not None:
+        store = config.limits_store or config.queue  # other servers use that queue, too
+        if store is not None:
             from server.redis_limits import RedisLimits  # its import takes a while
 
-            self.limits = RedisLimits(config.limits_store)
-        self._counts_alone = config.limits_store is None and config.workers > 1
+            self.limits = RedisLimits(store)
+        self._counts_alone = store is None and config.workers > 1
         self._path = Path(config.keys_file).expanduser() if config.keys_file else None
         self._version = version_of(self._path) if self._path else ()
         if config.asks_for_keys:

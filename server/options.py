@@ -231,7 +231,7 @@ OPTIONS: tuple[Option, ...] = (
         REDIS_URL,
         "A Redis in which several workers or servers count the limits of keys together",
         ServerConfig,
-        default_note="none: the one process counts",
+        default_note="that of the queue; without one the one process counts",
     ),
     Option(
         "tls_certificate",

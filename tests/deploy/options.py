@@ -2,6 +2,4 @@
 
 from server.options import OPTIONS
 
-# of `qwen-serve server` and `engine`, and of the file of keys
-OF_OTHER_COMMANDS = frozenset(("QWEN_SERVE_QUEUE", "QWEN_SERVE_KEYS_FILE"))
-VARIABLES = frozenset(option.variable for option in OPTIONS) | OF_OTHER_COMMANDS
+VARIABLES = frozenset(option.variable for option in OPTIONS)
