@@ -106,7 +106,8 @@ def test_the_dashboard_asks_for_what_is_served(expression: str) -> None:
 def test_everything_asks_for_the_job_that_is_scraped() -> None:
     (job,) = read_yaml(PROMETHEUS / "prometheus.yml")["scrape_configs"]
     assert job["job_name"] == "qwen-serve"
-    assert job["static_configs"] == [{"targets": ["server:8000"]}]
+    (servers,) = job["dns_sd_configs"]
+    assert (servers["names"], servers["type"], servers["port"]) == (["server"], "A", 8000)
 
 
 def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
