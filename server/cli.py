@@ -88,16 +88,17 @@ def _engine_command(**flags: Flags) -> None:
 def _run_halves(flags: Mapping[str, Flags], *, has_server: bool, has_engine: bool) -> NoReturn:
     try:
         config = resolve(flags, os.environ)
-        # what is wrong with these is found before anything is loaded
-        Access(config.server)
-        check_certificate(config.server)
+        if has_server:  # what is wrong with these is found before anything is loaded
+            Access(config.server)
+            check_certificate(config.server)
     except (SettingsError, KeyFileError, TlsError) as exc:
         _fail(exc, 2)
     if config.server.queue is None and not (has_server and has_engine):
         _fail("a server and an engine that are apart need a --queue that both can reach", 2)
     configure(config.server.log_format)
     try:
-        is_traced(config.server.otlp_endpoint, os.environ)
+        if has_server:
+            is_traced(config.server.otlp_endpoint, os.environ)
         # The port first: to find it taken after a download or a model load would waste minutes.
         with listen(config.server.host, config.server.port) if has_server else nullcontext() as at:
             status = supervise(_with_model(config), at, has_engine=has_engine)

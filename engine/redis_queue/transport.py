@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 _BLOCK_MS = 200
 _FULL_BLOCK_MS = 20  # while there is no room: how late a free place is noticed
 _CLOSE_S = 3.0
+_PAGE = 100  # entries that are looked at together
 _COMPLAIN_S = 5.0
 
 Entry = tuple[bytes, dict[bytes, bytes] | None]  # id and fields
@@ -308,10 +309,27 @@ class RedisTransport:
         self._known.discard(server)
         for attempt in [each for each, owner in list(self._open.items()) if owner == server]:
             self._open.pop(attempt, None)
-        self._writing.hdel(self._names.servers, server)
-        self._writing.delete(self._names.to_server(server))
         self._gone.append(server.encode())
         self._arrived.set()
+        self._writing.hdel(self._names.servers, server)
+        self._writing.delete(self._names.to_server(server))
+        self._remove_waiting(server)
+
+    def _remove_waiting(self, server: str) -> None:
+        """What it wanted computed goes out of the queue: an engine that joins would not know."""
+        waiting, start = self._names.waiting, "-"
+        while page := self._writing.xrange(waiting, start, "+", count=_PAGE):
+            ids = [entry_id for entry_id, fields in page if _server_of(fields) == server]
+            if ids:
+                self._writing.xdel(waiting, *ids)
+            start = f"({page[-1][0].decode()}"
+
+
+def _server_of(fields: dict[bytes, bytes]) -> str | None:
+    try:
+        return frames.to_engine_frame(fields).server
+    except msgspec.DecodeError:
+        return None
 
 
 def _remove(pipe: Any, stream: str, entry_id: bytes) -> None:

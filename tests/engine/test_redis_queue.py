@@ -260,6 +260,26 @@ async def test_what_a_dead_server_had_is_aborted(address: str, start_engine: Sta
     await doomed.aclose()
 
 
+async def test_what_a_dead_server_had_waiting_is_removed(
+    address: str, start_engine: StartEngine
+) -> None:
+    start_engine(0.01)
+    doomed = RedisClient(address)
+    await doomed.start()
+    async with connected(address) as client:
+        works = [asyncio.create_task(collect(doomed, f"d{i}", [i], 1900)) for i in range(150)]
+        url, names = split_address(address)
+        with connect(url) as store:
+            await until(lambda: store.xlen(names.waiting) > 100)
+            for task in (*doomed._tasks, *works):
+                task.cancel()
+            mine = asyncio.create_task(collect(client, "mine", [1, 2], 5))
+            await until(lambda: store.xlen(names.waiting) == 0)
+        check(await mine, [1, 2], 5, "mine")
+    await asyncio.gather(*works, return_exceptions=True)
+    await doomed.aclose()
+
+
 async def test_a_prompt_goes_where_its_beginning_is_cached(
     address: str, start_engine: StartEngine
 ) -> None:
