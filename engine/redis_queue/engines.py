@@ -12,7 +12,8 @@ from engine.redis_queue.placement import Load
 
 _GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks")
 _TIMES = ("step_time_s", "model_time_s")
-_COUNTERS = tuple(name for name in EngineStats.__struct_fields__ if name not in (*_GAUGES, *_TIMES))
+_OF_THEIR_OWN = (*_GAUGES, *_TIMES, "step_sizes")
+_COUNTERS = tuple(name for name in EngineStats.__struct_fields__ if name not in _OF_THEIR_OWN)
 
 
 class Engines:
