@@ -37,6 +37,8 @@ class Plan:
     engine_kill_s: float = 5.0  # from one to the next
     server_kill_s: float = 40.0
     redis_restart_s: float = 0.0  # killed and started again with what it has stored
+    engine_restart_s: float = 0.0  # SIGTERM, and started again
+    server_restart_s: float = 0.0  # the same: its streams go on to their end
     num_streams: int = 32
     seed: int = 0
 
@@ -48,6 +50,9 @@ class ClusterOutcome:
     num_engine_kills: int = 0
     num_server_kills: int = 0
     num_redis_restarts: int = 0
+    num_engine_restarts: int = 0
+    num_server_restarts: int = 0
+    num_turned_away: int = 0  # by a server that was about to end, before anything was said
     num_streams: int = 0
     num_cut: int = 0  # streams whose server was killed
     problems: list[str] = field(default_factory=list)
@@ -57,10 +62,11 @@ class ClusterOutcome:
     def lines(self) -> list[str]:
         """For people."""
         kills = f"killed: {self.num_engine_kills} engines, {self.num_server_kills} servers"
+        restarts = f"{self.num_engine_restarts} engines, {self.num_server_restarts} servers"
         return [
-            f"{kills}, {self.num_redis_restarts} times Redis",
+            f"{kills}, {self.num_redis_restarts} times Redis; restarted: {restarts}",
             f"streams: {self.num_streams}, failed or different: {len(self.problems)}, "
-            f"cut with their server: {self.num_cut}",
+            f"cut with their server: {self.num_cut}, sent elsewhere: {self.num_turned_away}",
             f"longest pause of a stream: {max(self.gaps_s, default=0.0):.2f} s",
             f"what dead servers had was aborted after {max(self.abort_s, default=0.0):.2f} s at the"
             f" latest, by {len(self.abort_s)} engines",
@@ -76,6 +82,7 @@ class _Run:
         self._is_over = asyncio.Event()
         self._deaths = [0] * len(cluster.servers)
         self._died_at: list[float] = []  # unix seconds
+        self._is_ending = [False] * len(cluster.servers)
         self._clients = [
             httpx.AsyncClient(
                 base_url=endpoint.url,
@@ -104,6 +111,8 @@ class _Run:
                 (plan.engine_kill_s, self._kill_engine),
                 (plan.server_kill_s, self._kill_server),
                 (plan.redis_restart_s, self._restart_redis),
+                (plan.engine_restart_s, self._restart_engine),
+                (plan.server_restart_s, self._restart_server),
             )
             if seconds > 0
         ]
@@ -146,6 +155,21 @@ class _Run:
         redis.restart()
         self.outcome.num_redis_restarts += 1
 
+    async def _restart_engine(self) -> None:
+        engine = self._random.choice(self._cluster.engines)
+        await asyncio.to_thread(engine.stop)
+        engine.restart()
+        self.outcome.num_engine_restarts += 1
+
+    async def _restart_server(self) -> None:
+        index = self._random.randrange(len(self._cluster.servers))
+        server = self._cluster.servers[index]
+        self._is_ending[index] = True
+        await asyncio.to_thread(server.stop)
+        server.restart()
+        self._is_ending[index] = False
+        self.outcome.num_server_restarts += 1
+
     async def _stream(self, index: int) -> None:
         """One request after the other, always to the same server."""
         server = index % len(self._clients)
@@ -158,6 +182,9 @@ class _Run:
             reply = await ask(client, self._cluster.model, self._asked[number])
             if self._deaths[server] != deaths:
                 self.outcome.num_cut += 1
+                continue
+            if self._is_ending[server] and reply.error and not reply.choices:
+                self.outcome.num_turned_away += 1
                 continue
             self.outcome.num_streams += 1
             self.outcome.gaps_s.append(reply.longest_gap_s)
@@ -205,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--engine-kill", type=float, default=default.engine_kill_s)
     parser.add_argument("--server-kill", type=float, default=default.server_kill_s)
     parser.add_argument("--redis-restart", type=float, default=default.redis_restart_s)
+    parser.add_argument("--engine-restart", type=float, default=default.engine_restart_s)
+    parser.add_argument("--server-restart", type=float, default=default.server_restart_s)
     parser.add_argument("--streams", type=int, default=default.num_streams)
     parser.add_argument("--seed", type=int, default=default.seed)
     args = parser.parse_args(argv)
@@ -213,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.engine_kill,
         args.server_kill,
         args.redis_restart,
+        args.engine_restart,
+        args.server_restart,
         args.streams,
         args.seed,
     )

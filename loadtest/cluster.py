@@ -19,7 +19,8 @@ from loadtest.processes import tree
 from loadtest.servers import OURS, Limits, Recipe, Server, free_port, our_options
 
 _START_TIMEOUT_S = 300.0
-_STOP_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 180.0
+_DRAIN_S = 120
 _ENGINE_MODULE = b"engine.process"
 
 
@@ -85,7 +86,8 @@ class Cluster:
         try:
             self.redis = self._run((*redis, *append), folder / "redis.log")
             program = str(Path(sys.executable).with_name("qwen-serve"))
-            options = ("--queue", self.url, *our_options(model, limits))
+            queue = ("--queue", self.url, "--drain-timeout", str(_DRAIN_S))
+            options = (*queue, *our_options(model, limits))
             self.engines = [
                 self._run((program, "engine", *options), folder / f"engine{i}.log")
                 for i in range(num_engines)

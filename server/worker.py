@@ -114,7 +114,7 @@ async def _serve(options: WorkerOptions) -> int:
     traces = traces_to(config.otlp_endpoint, os.environ, name)
     gate = Gate(metrics, traces)
     http = uvicorn.Config(
-        with_cors(gate, config.cors_origins),
+        with_cors(gate, config.cors_origins, metrics, traces),
         http=connection_class(metrics, traces),
         ws="none",
         lifespan="off",  # load_app runs the real application's

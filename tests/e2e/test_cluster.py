@@ -25,6 +25,8 @@ def test_engines_servers_and_redis_are_killed_under_mixed_streams(smollm2_path: 
             engine_kill_s=7,
             server_kill_s=9,
             redis_restart_s=12,
+            engine_restart_s=8,
+            server_restart_s=10,
             num_streams=8,
             seed=2,
         )
@@ -32,6 +34,7 @@ def test_engines_servers_and_redis_are_killed_under_mixed_streams(smollm2_path: 
     assert outcome.problems == []
     assert outcome.num_streams > 0
     assert outcome.num_engine_kills and outcome.num_server_kills and outcome.num_redis_restarts
+    assert outcome.num_engine_restarts and outcome.num_server_restarts
 
 
 @pytest.mark.parametrize("half", ["server", "engine"])

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+import structlog
 
 from server.app import create_app
 from server.config import ServerConfig
@@ -21,7 +22,7 @@ async def send(
     state = small_state(ServerConfig(api_keys=("sk-a",)))
     app = create_app(state)
     behind = Gate(state.metrics) if is_loading else app
-    transport = httpx.ASGITransport(with_cors(behind, origins))
+    transport = httpx.ASGITransport(with_cors(behind, origins, state.metrics))
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.request(method, path, headers=named)
@@ -46,6 +47,15 @@ async def test_a_preflight_needs_no_key() -> None:
     allowed = response.headers["access-control-allow-headers"]
     assert all(name in allowed for name in ("authorization", "content-type", "x-stainless-lang"))
     assert "access-control-allow-credentials" not in response.headers
+
+
+async def test_a_preflight_is_answered_with_an_id_and_logged_once() -> None:
+    for origin in (ORIGIN_OF_PAGE, "https://evil.example.com"):
+        with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as logs:
+            response = await preflight(ORIGIN_OF_PAGE, origin=origin)
+        assert [line["event"] for line in logs] == ["http_request"]
+        assert logs[0]["request_id"] == response.headers["x-request-id"]
+        assert "server-timing" in response.headers
 
 
 async def test_others_get_nothing() -> None:
