@@ -9,7 +9,7 @@ import zmq
 
 from engine import codec
 from engine.ipc import IpcClient
-from engine.messages import EngineInfo, Hello
+from engine.messages import Abort, EngineInfo, Hello
 from engine.transport import RouterTransport
 
 HOSTILE = {
@@ -43,6 +43,7 @@ def test_one_kind_of_error(frame: bytes) -> None:
 def test_an_engine_goes_on_behind_them(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/engine"
     transport = RouterTransport(address)
+    transport.open(INFO, 1)
     context = zmq.Context()
     client = context.socket(zmq.DEALER)
     client.connect(address)
@@ -50,12 +51,13 @@ def test_an_engine_goes_on_behind_them(tmp_path: Path) -> None:
         for frame in HOSTILE.values():
             client.send(frame)
         client.send_multipart([b"\xc1", b"two", b"three"])
-        client.send(codec.encode([Hello()]))
+        client.send(codec.encode([Hello(), Abort("a")]))
         received: list[object] = []
         while not received:
             transport.wait(1.0)
             received += [message for _, message in transport.receive()]
-        assert received == [Hello()]
+        assert received == [Abort("a")]
+        assert codec.decode_from_engine(client.recv())[0] == INFO
     finally:
         client.close(linger=0)
         context.term()
