@@ -33,7 +33,6 @@ from prometheus_client.registry import Collector
 from engine.messages import EngineInfo
 from server.bounded_names import BoundedNames
 from server.engine_metrics import EngineCollector, EngineView
-from server.event_loop_collector import EventLoopCollector
 from server.request_record import RequestRecord
 from server.request_timer import RequestTimer
 from server.vllm_metrics import vllm_families
@@ -292,10 +291,14 @@ class Metrics:
         if record.key:
             self._key_requests.labels(self._keys.label(record.key), status).inc()
 
-    def render(self) -> tuple[bytes, str]:
-        """Body and content type of /metrics."""
+    def render(self, num_tasks: int = 0) -> tuple[bytes, str]:
+        """Body and content type of /metrics; for any thread.
+
+        `num_tasks`: of the event loop. A request is a task, and each of its sequences is one: a
+        number that stays above what an idle server has is a leak.
+        """
         families = [*self._own_families(), *self._engine.collect(), *_build_info()]
-        families += EventLoopCollector().collect()
+        families.append(_event_loop_tasks(num_tasks))
         if self._has_vllm_names:
             families += vllm_families(families, self.model_name)
         page = CollectorRegistry()
@@ -318,6 +321,11 @@ class _Families(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._families
+
+
+def _event_loop_tasks(num_tasks: int) -> Metric:
+    text = "Tasks of the event loop of the server process that answers."
+    return GaugeMetricFamily("qwen_serve_event_loop_tasks", text, value=num_tasks)
 
 
 def _build_info() -> Iterator[Metric]:

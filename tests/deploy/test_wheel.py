@@ -84,6 +84,11 @@ def test_it_serves(program: Path, smollm2_path: Path, tmp_path: Path) -> None:
     assert Path(where.strip()).is_relative_to(program.parent.parent)
     command = ("env", "-u", "PYTHONPATH", str(program))
     with real_server(tmp_path, smollm2_path, command=command) as server:
-        body = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 4}
+        body = {
+            "model": MODEL,
+            "prompt": "The capital of France is",
+            "max_tokens": 4,
+            "temperature": 0,
+        }
         reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
     assert reply.json()["usage"]["completion_tokens"] == 4

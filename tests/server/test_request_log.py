@@ -105,7 +105,7 @@ async def test_a_missing_key(logs: Logs) -> None:
 async def test_a_full_queue(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     app = App()
 
-    def refuse() -> None:
+    def refuse(begin_within_s: float) -> None:
         raise Overloaded("full")
 
     monkeypatch.setattr(app.state.admission, "check", refuse)
