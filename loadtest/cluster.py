@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
+from loadtest.chaos import engine_pid
 from loadtest.client import Endpoint
 from loadtest.processes import tree
 from loadtest.servers import OURS, Limits, Recipe, Server, free_port, our_options
@@ -21,7 +22,6 @@ from loadtest.servers import OURS, Limits, Recipe, Server, free_port, our_option
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 180.0
 _DRAIN_S = 120
-_ENGINE_MODULE = b"engine.process"
 
 
 class Process:
@@ -119,14 +119,7 @@ class Cluster:
 
     def engine_pid(self, index: int) -> int | None:
         """Of the process that computes, among those of `qwen-serve engine`."""
-        for pid in tree(self.engines[index].pid):
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if _ENGINE_MODULE in command.split(b"\0"):
-                return pid
-        return None
+        return engine_pid(self.engines[index].pid)
 
     def kill_engine(self, index: int) -> bool:
         """Kill what computes; its parent starts another. False where there is nothing to kill."""

@@ -24,6 +24,7 @@ class Engines:
         self._beats: dict[str, EngineBeat] = {}
         self._left: set[str] = set()
         self._last: dict[str, EngineStats] = {}  # of all there have been: counters do not fall
+        self._total = EngineStats()
         self.info: EngineInfo | None = None  # they are alike: see RedisTransport.open
 
     @property
@@ -43,6 +44,7 @@ class Engines:
         self._last |= {name: beat.stats for name, beat in decoded.items()}
         for name in self._alive():
             self.info = self.info or decoded[name].info
+        self._total = self._add_up()
 
     def hear(self, name: str) -> None:
         """Something has come from an engine."""
@@ -51,6 +53,7 @@ class Engines:
     def leave(self, name: str) -> None:
         """An engine has said that it takes nothing any more."""
         self._left.add(name)
+        self._total = self._add_up()
 
     def is_dead(self, name: str) -> bool:
         return name in self._left or self._members.is_dead(name)
@@ -61,7 +64,13 @@ class Engines:
         return {name: Load(beat.num_taken, beat.max_num_seqs) for name, beat in beats.items()}
 
     def total_stats(self) -> EngineStats:
-        """Gauges of those that are alive, counters of all there have been, times on average."""
+        """Gauges of those that are alive, counters of all there have been, times on average.
+
+        Asked for with each request, so added up when something has changed.
+        """
+        return self._total
+
+    def _add_up(self) -> EngineStats:
         alive = [self._beats[name].stats for name in self._alive()]
         values: dict[str, object] = {
             name: sum(getattr(stats, name) for stats in alive) for name in _GAUGES
